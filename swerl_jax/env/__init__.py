@@ -1,0 +1,1 @@
+"""What the policy acts in: text, files and processes. Nothing here imports jax."""

@@ -1,0 +1,1 @@
+"""What learns: advantages, batches, losses, the optimiser step, checkpoints and the loop."""

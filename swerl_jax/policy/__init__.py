@@ -1,0 +1,1 @@
+"""What acts: token ids and arrays, a model and an engine that samples from it. No text here."""
