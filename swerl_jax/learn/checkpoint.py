@@ -1,0 +1,365 @@
+"""Checkpoints: the last arrow of the path, and the first of a resumed run.
+
+A step is one directory: Orbax commits `arrays` (a plain {path: array} dict) and `host` (JSON) into it atomically and
+in the background; a manifest of every file's size and SHA-256 follows. Orbax alone restores flipped bytes without a
+word, so a step counts only if its manifest verifies: no manifest, not good.
+
+    checkpoints/step_000040/{arrays/…, host/…, manifest.json}
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from swerl_jax.data import atomic_file
+
+DIRECTORY_NAME = "checkpoints"  # inside a run directory
+MANIFEST_NAME = "manifest.json"
+_STEP_NAME = re.compile(r"step_(\d{6,})")
+_DISCARDED_PREFIX = "discarded."  # renamed first, so that a kill in mid-deletion leaves no half of a step
+_ORBAX_PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a directory that was never committed
+_SHOWN_FAULTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message names its path."""
+
+
+def log_rejection(step: int, reason: str) -> None:
+    """Says on the log that a checkpoint was passed over, and why."""
+    _log.warning("checkpoint of step %d rejected: %s", step, reason)
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest K kept.
+
+    Only one writer may use a directory at a time. One thread calls the methods; commits run in the background.
+
+    Attributes:
+      directory: where the steps lie.
+      newest: the step that the last `latest_good` found (and verified), None before or if there was none.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool = True) -> None:
+        """Opens `directory` for writing, makes it if needed and clears what a killed save left there.
+
+        Args:
+          directory: the checkpoint directory itself.
+          keep: how many good steps stay on disk, ≥ 1.
+          asynchronous: True: `save` returns as soon as the arrays may be donated; False: after the manifest.
+
+        Raises:
+          ValueError: for keep < 1.
+          OSError: if the directory cannot be made or written.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 (the newest checkpoint), got {keep}")
+        self._prepare(directory, keep, asynchronous)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._clear_leftovers()
+
+    @classmethod
+    def open(
+        cls, directory: str | os.PathLike[str], on_reject: Callable[[int, str], None] = log_rejection
+    ) -> Checkpoints:
+        """Opens the checkpoints of a finished or running run for reading; `newest` is the step to restore.
+
+        Args:
+          directory: a run directory (one that holds `checkpoints/`) or the checkpoint directory itself.
+          on_reject: as in `latest_good`.
+
+        Raises:
+          ValueError: if there is no good checkpoint, saying what was found instead.
+        """
+        root = pathlib.Path(directory)
+        reader = cls.__new__(cls)
+        reader._prepare(root / DIRECTORY_NAME if (root / DIRECTORY_NAME).is_dir() else root, keep=0, asynchronous=False)
+        if not reader.directory.is_dir():
+            raise ValueError(f"no checkpoint directory at {root}: give a run directory or its {DIRECTORY_NAME}/")
+        if reader.latest_good(on_reject) is None:
+            found = "".join(f"\n  step {step}: {reason}" for step, reason in reader._rejected.items())
+            raise ValueError(f"no good checkpoint in {reader.directory}: {found or 'it holds no step_* directory'}")
+        return reader
+
+    def _prepare(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool) -> None:
+        self.directory = pathlib.Path(directory).absolute()  # Orbax wants absolute paths
+        self.newest: int | None = None
+        self._keep = keep
+        self._asynchronous = asynchronous
+        self._rejected: dict[int, str] = {}
+        self._verified: set[int] = set()
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(arrays=ocp.StandardCheckpointHandler(), host=ocp.JsonCheckpointHandler()),
+            # In the background, a directory that cannot be made would be waited for for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._finisher = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, step: int, arrays: Mapping[str, jax.Array], host: Mapping[str, Any]) -> None:
+        """Starts to save one step; waits first for the one before it.
+
+        A rejected or unfinished checkpoint of the same step is replaced, and the log says so.
+
+        Args:
+          step: optimiser step, ≥ 0.
+          arrays: path → array of any dtype and sharding, none empty; may be donated as soon as this returns.
+          host: JSON values only; copied before this returns.
+
+        Raises:
+          ValueError: an empty array, a host value that JSON cannot hold exactly, or a good checkpoint of this step.
+          CheckpointError: this save could not start, or the one before it failed.
+        """
+        self.wait()
+        if self._keep < 1:
+            raise ValueError(f"{self.directory} was opened for reading; make Checkpoints(directory, keep) to save")
+        empty = sorted(path for path, array in arrays.items() if array.size == 0)
+        if empty or not arrays:
+            raise ValueError(f"checkpoints hold non-empty arrays only, got empty ones at {empty or 'no path at all'}")
+        arguments = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(dict(arrays)), host=ocp.args.JsonSave(_json_copy(host))
+        )
+        self._make_room(step)
+        with _naming_path(self._path(step), "save"):
+            self._checkpointer.save(self._path(step), args=arguments)
+        self._pending = self._finisher.submit(self._finish, step)
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last save is committed and has its manifest.
+
+        Raises:
+          CheckpointError: it failed, e.g. the disk is full; raised once.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._finisher.shutdown()
+            self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Every committed step on disk, good or not, oldest first."""
+        matches = (_STEP_NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def latest_good(self, on_reject: Callable[[int, str], None] = log_rejection) -> int | None:
+        """The newest step whose every file is as it was written, None if there is none.
+
+        Args:
+          on_reject: called with (step, reason) for every newer step that was passed over.
+        """
+        self.wait()
+        self.newest = None
+        for step in reversed(self.steps()):
+            reason = find_fault(self._path(step))
+            if reason is None:
+                self._rejected.pop(step, None)
+                self._verified.add(step)
+                self.newest = step
+                break
+            self._rejected[step] = reason
+            on_reject(step, reason)
+        return self.newest
+
+    def restore(
+        self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Reads one step onto the shardings of `abstract`, bit-equal to what was saved from whatever mesh.
+
+        Args:
+          step: a step on disk; verified here unless `latest_good` just did.
+          abstract: path → shape, dtype and sharding of every array that was saved.
+
+        Returns:
+          The arrays by path, and the host values.
+
+        Raises:
+          ValueError: the paths, shapes or dtypes differ from those saved, or a sharding is missing; lists all.
+          CheckpointError: the step is absent, damaged or unreadable.
+        """
+        path = self._verified_path(step)
+        with _naming_path(path, "restore"):
+            saved = self._checkpointer.metadata(path).item_metadata["arrays"]
+        differences = _differences(saved, abstract)
+        if differences:
+            listing = "".join(f"\n  {line}" for line in differences)
+            raise ValueError(f"{path} does not hold what this run needs ({len(differences)} differences):{listing}")
+        arguments = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(dict(abstract)), host=ocp.args.JsonRestore()
+        )
+        with _naming_path(path, "restore"):
+            restored = self._checkpointer.restore(path, args=arguments)
+        return dict(restored["arrays"]), restored["host"]
+
+    def host(self, step: int) -> dict[str, Any]:
+        """The host values of one step, without its arrays; raises CheckpointError as `restore` does."""
+        path = self._verified_path(step)
+        with _naming_path(path, "restore"):
+            return self._checkpointer.restore(path, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.directory / f"step_{step:06d}"
+
+    def _verified_path(self, step: int) -> pathlib.Path:
+        self.wait()
+        path = self._path(step)
+        if not path.is_dir():
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; it holds steps {self.steps()}")
+        reason = None if step in self._verified else find_fault(path)
+        if reason is not None:
+            raise CheckpointError(f"{path} is not good: {reason}")
+        self._verified.add(step)
+        return path
+
+    def _make_room(self, step: int) -> None:
+        path = self._path(step)
+        if not path.exists():
+            return
+        reason = self._rejected.get(step)
+        if reason is None and (path / MANIFEST_NAME).exists():
+            raise ValueError(f"step {step} is already saved in {self.directory}; resume from it or use another directory")
+        _log.warning("replacing the checkpoint of step %d: %s", step, reason or "it has no manifest")
+        self._discard(path)
+
+    def _finish(self, step: int) -> None:
+        """Runs in the background: commit, manifest, and only then the deletion of what is no longer kept."""
+        with _naming_path(self._path(step), "save"):
+            self._checkpointer.wait_until_finished()
+            write_manifest(self._path(step))
+            self._rejected.pop(step, None)
+            self._discard_old(step)
+
+    def _discard_old(self, saved: int) -> None:
+        others = (step for step in reversed(self.steps()) if step != saved and step not in self._rejected)
+        with_manifest = [step for step in others if (self._path(step) / MANIFEST_NAME).exists()]
+        for step in set(self.steps()) - {saved, *with_manifest[: self._keep - 1]}:
+            self._discard(self._path(step))
+
+    def _discard(self, path: pathlib.Path) -> None:
+        doomed = path.with_name(_DISCARDED_PREFIX + path.name)
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _clear_leftovers(self) -> None:
+        for path in self.directory.iterdir():
+            if _ORBAX_PARTIAL in path.name or path.name.startswith(_DISCARDED_PREFIX):
+                _log.info("removing what an interrupted save left: %s", path)
+                shutil.rmtree(path)
+
+
+def write_manifest(step_directory: pathlib.Path) -> None:
+    """Records size and SHA-256 of every file of a committed step, atomically.
+
+    Raises:
+      OSError: a file cannot be read or the manifest cannot be written.
+    """
+    # One thread: this runs beside training and is in no hurry.
+    fingerprints = {name: _fingerprint(step_directory / name) for name in _file_names(step_directory)}
+    text = json.dumps({"files": fingerprints}, indent=1, sort_keys=True)
+    atomic_file.write_atomically(step_directory / MANIFEST_NAME, text)
+
+
+def find_fault(step_directory: pathlib.Path) -> str | None:
+    """Why a step is not good: no manifest, or files missing, cut or changed; None if it is good."""
+    try:
+        manifest = json.loads((step_directory / MANIFEST_NAME).read_bytes())
+        expected = {str(name): dict(entry) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return "it has no manifest (the save was interrupted before it was complete)"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"its manifest cannot be read ({error!r})"
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
+        faults = threads.map(lambda name: _file_fault(step_directory / name, expected[name]), sorted(expected))
+        named = [f"{name} {fault}" for name, fault in zip(sorted(expected), faults, strict=True) if fault]
+    if not expected:
+        return "its manifest lists no files"
+    if not named:
+        return None
+    more = f" and {len(named) - _SHOWN_FAULTS} more" if len(named) > _SHOWN_FAULTS else ""
+    return "; ".join(named[:_SHOWN_FAULTS]) + more
+
+
+def _file_fault(path: pathlib.Path, expected: Mapping[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.get("size"):
+            return f"has {size} bytes, not the {expected.get('size')} that were written"
+        found = _fingerprint(path)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError) as error:  # ValueError: a damaged manifest may hold any name, even one with a NUL
+        return f"cannot be read ({error})"
+    return None if found == expected else "has changed since it was written (SHA-256 differs)"
+
+
+def _fingerprint(path: pathlib.Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def _file_names(step_directory: pathlib.Path) -> list[str]:
+    paths = (path for path in step_directory.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(step_directory).as_posix() for path in paths)
+    return [name for name in names if not name.startswith(MANIFEST_NAME)]
+
+
+def _json_copy(host: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy as JSON will give it back; what would come back changed (a tuple, an int key, NaN) is refused."""
+    try:
+        copy = json.loads(json.dumps(dict(host), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the host part of a checkpoint takes JSON values only: {error}") from error
+    changed = sorted(str(key) for key in host if copy.get(key) != host[key])
+    if changed:
+        raise ValueError(f"JSON would change the host values {changed}; use str keys, lists, finite numbers")
+    return copy
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+    lines = [f"{path}: needed, but not in the checkpoint" for path in wanted if path not in saved]
+    lines += [f"{path}: in the checkpoint, but not needed" for path in saved if path not in wanted]
+    for path in sorted(set(saved) & set(wanted)):
+        have, need = saved[path], wanted[path]
+        if tuple(have.shape) != tuple(need.shape):
+            lines.append(f"{path}: saved with shape {tuple(have.shape)}, needed {tuple(need.shape)}")
+        if have.dtype != need.dtype:
+            lines.append(f"{path}: saved as {have.dtype}, needed {need.dtype}")
+        if need.sharding is None:  # Orbax would silently restore onto the mesh that saved it
+            lines.append(f"{path}: given without a sharding")
+    return sorted(lines)
+
+
+@contextlib.contextmanager
+def _naming_path(path: pathlib.Path, deed: str) -> Iterator[None]:
+    # Orbax and TensorStore raise almost any type, often without the path: all of them end the save or the restore.
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"could not {deed} {path}: {type(error).__name__}: {error}") from error
