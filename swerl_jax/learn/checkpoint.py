@@ -239,7 +239,7 @@ class Checkpoints:
             return
         reason = self._rejected.get(step)
         if reason is None and (path / MANIFEST_NAME).exists():
-            raise ValueError(f"step {step} is already saved in {self.directory}; resume from it or use another directory")
+            raise ValueError(f"step {step} is already saved in {self.directory}: resume from it or save elsewhere")
         _log.warning("replacing the checkpoint of step %d: %s", step, reason or "it has no manifest")
         self._discard(path)
 
