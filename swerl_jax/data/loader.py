@@ -1,0 +1,208 @@
+"""The endless stream of training examples, whose whole position is one integer.
+
+On the path: shards → here → prompts. Grain gives the order (shuffle, repeat, mix); what is drawn is checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import grain
+
+from swerl_jax.data.records import Example
+from swerl_jax.data.shards import MalformedRow, open_examples
+
+STOP = "stop"  # a malformed row ends the run
+SKIP = "skip"  # it is counted as dropped and the next one drawn
+
+POSITION = "position"
+DROPPED = "dropped/"  # prefix of the counters' names
+
+# Epochs of nothing but refusals before giving up: two hold one whole epoch wherever they begin, the third covers
+# weights that are kept only nearly.
+_PATIENCE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where examples come from and how often relative to the other sources.
+
+    Attributes:
+      examples: a path for `open_examples`, or the examples themselves.
+      weight: share of the draws before any is dropped, relative to the sum of all weights; kept to within 1 %.
+    """
+
+    examples: str | os.PathLike[str] | Sequence[Example]
+    weight: float = 1.0
+
+
+def accept_all(example: Example) -> None:
+    """Refuses nothing."""
+    del example
+
+
+class Loader:
+    """Draws examples from a mixture of sources, reshuffled every epoch, the same everywhere for the same seed.
+
+    There is one global stream of draws; each has an index. Draws that are refused drop out, and of those that remain
+    every process takes its turn: with n processes, process p takes accepted draws p, p + n, p + 2n … Every process
+    looks at the draws of the others too, because only so do all agree on the position whatever was refused. Hence,
+    between calls of `next` made equally often by all, the position is the same integer on every process and can be
+    restored under another number of processes: nothing is skipped and nothing is drawn twice.
+
+    Args:
+      sources: at least one; none empty.
+      seed: decides the order.
+      shuffle: if False, every source is read in its own order, again and again.
+      process_index, process_count: which share of the stream `next` returns.
+      accept: returns None, or why the example is dropped, e.g. "over_budget"; must depend on the example alone.
+      on_malformed: STOP or SKIP.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        *,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        accept: Callable[[Example], str | None] = accept_all,
+        on_malformed: str = STOP,
+    ):
+        if on_malformed not in (STOP, SKIP):
+            raise ValueError(f"on_malformed is {on_malformed!r}; needed is {STOP!r} or {SKIP!r}")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} of {process_count}; needed is an index below the count")
+        self._names, rows = _open(sources)
+        self._stream = _mix(rows, [source.weight for source in sources], seed, shuffle)
+        total = sum(source.weight for source in sources)
+        self._epoch_draws = max(
+            math.ceil(len(part) * (total / source.weight)) for part, source in zip(rows, sources, strict=True)
+        )
+        self._process_index, self._process_count = process_index, process_count
+        self._accept, self._on_malformed = accept, on_malformed
+        self._state = {POSITION: 0}
+
+    @property
+    def epoch(self) -> int:
+        """Full passes made: one ends when every source has been drawn through at least once."""
+        return self._state[POSITION] // self._epoch_draws
+
+    @property
+    def epoch_draws(self) -> int:
+        """Draws of the global stream in one epoch; with one source, its number of rows."""
+        return self._epoch_draws
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Draws of the global stream dropped so far, as "dropped/REASON" → count."""
+        return {name: count for name, count in self._state.items() if name != POSITION}
+
+    def state(self) -> dict[str, int]:
+        """Returns the position and the counters: what `restore` needs."""
+        return dict(self._state)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Goes on where `state` was taken, under any number of processes.
+
+        Raises:
+          ValueError: the position is missing or negative.
+        """
+        position = state.get(POSITION)
+        if position is None or operator.index(position) < 0:
+            raise ValueError(f"the loader's state is {dict(state)}; needed is a {POSITION!r} of at least 0")
+        self._state = {name: operator.index(value) for name, value in state.items()}
+
+    def next(self) -> tuple[int, Example]:
+        """Draws this process's next example.
+
+        Returns:
+          The draw's index, unique in the endless global stream and the same whatever the number of processes, and
+          the example.
+
+        Raises:
+          MalformedRow: a row is no example and `on_malformed` is STOP.
+          ValueError: a whole epoch held nothing acceptable.
+        """
+        # A copy, put back in one assignment: an error or another thread's `state()` never sees half a round.
+        state = dict(self._state)
+        turns = [self._draw(state) for _ in range(self._process_count)]
+        self._state = state
+        return turns[self._process_index]
+
+    def _draw(self, state: dict[str, int]) -> tuple[int, Example]:
+        reasons = set()
+        for _ in range(_PATIENCE * self._epoch_draws):
+            index = state[POSITION]
+            state[POSITION] += 1
+            example, reason = self._read(index)
+            if reason is None:
+                return index, example
+            reasons.add(reason)
+            state[DROPPED + reason] = state.get(DROPPED + reason, 0) + 1
+        raise ValueError(
+            f"{_PATIENCE * self._epoch_draws} draws in a row, all of {', '.join(self._names)}, were dropped as "
+            f"{sorted(reasons)}; needed is at least one acceptable example: raise the limit or change the data"
+        )
+
+    def _read(self, index: int) -> tuple[Example | None, str | None]:
+        try:
+            example = self._stream[index]
+        except MalformedRow:
+            if self._on_malformed == STOP:
+                raise
+            return None, "malformed"
+        return example, self._accept(example)
+
+
+def held_out(examples: str | os.PathLike[str] | Sequence[Example], count: int) -> list[Example]:
+    """Returns the first `count` examples in their own order: the same ones at every evaluation.
+
+    Raises:
+      MalformedRow: one of them is no example.
+      ValueError: there are fewer than `count`.
+    """
+    [name], [rows] = _open([Source(examples)])
+    if not 1 <= count <= len(rows):
+        raise ValueError(f"{count} held-out examples were asked for and {name} holds {len(rows)}; needed is 1 to that")
+    return [rows[index] for index in range(count)]
+
+
+def _open(sources: Sequence[Source]) -> tuple[list[str], list[Sequence[Example]]]:
+    if not sources:
+        raise ValueError("got no source; needed is at least one")
+    names, opened = [], []
+    for number, source in enumerate(sources):
+        is_path = isinstance(source.examples, (str, os.PathLike))
+        name = os.fspath(source.examples) if is_path else f"source {number}"
+        rows = open_examples(source.examples) if is_path else source.examples
+        if not len(rows):
+            raise ValueError(f"{name} holds no examples; needed is at least one")
+        if not (source.weight > 0 and math.isfinite(source.weight)):
+            raise ValueError(f"{name} has the weight {source.weight}; needed is a number above 0, or leave it out")
+        names.append(name)
+        opened.append(rows)
+    return names, opened
+
+
+def _mix(
+    rows: Sequence[Sequence[Example]], weights: Sequence[float], seed: int, shuffle: bool
+) -> grain.MapDataset[Example]:
+    parts = []
+    for number, part in enumerate(rows):
+        dataset = grain.MapDataset.source(part)
+        if shuffle:
+            dataset = dataset.shuffle(seed=_shuffle_seed(seed, number))
+        parts.append(dataset.repeat())
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _shuffle_seed(seed: int, number: int) -> int:
+    # Grain adds the epoch to the seed: hashed, or seed 1 would begin with what seed 0 draws in its second epoch.
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
