@@ -41,7 +41,7 @@ def test_without_shuffling_rows_keep_their_order():
 
 def test_position_restores_exactly_whatever_was_dropped():
     def make() -> Loader:
-        return Loader([Source(examples("a", 30)), Source(examples("b", 7), 2.0)], seed=5, accept=refuse_even)
+        return Loader([Source(examples("a", 90)), Source(examples("b", 70), 2.0)], seed=5, accept=refuse_even)
 
     whole = make()
     everything = draw(whole, 100)
@@ -74,7 +74,7 @@ def test_processes_partition_the_stream_and_restore_under_another_number():
 
 
 def test_weights_are_the_shares_of_the_draws():
-    loader = Loader([Source(examples("a", 10), 6.0), Source(examples("b", 500), 1.5)], seed=0)
+    loader = Loader([Source(examples("a", 100), 6.0), Source(examples("b", 500), 1.5)], seed=0)
     drawn = draw(loader, 1000)
     assert collections.Counter(name[0] for _, name in drawn) == {"a": 800, "b": 200}
     assert all(sum(name[0] == "b" for _, name in drawn[start:start + 10]) == 2 for start in range(0, 1000, 10))
