@@ -101,7 +101,7 @@ def test_round_trip_is_bit_equal_on_any_mesh(tmp_path, target):
 def test_arrays_may_be_donated_once_save_returns(tmp_path):
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
-    weights = jnp.arange(2**18, dtype=jnp.float32)
+    weights = jnp.arange(2**23, dtype=jnp.float32)
     host = {"list": [1]}
     checkpoints.save(1, {"w": weights}, host)
     host["list"].append(2)
@@ -109,7 +109,7 @@ def test_arrays_may_be_donated_once_save_returns(tmp_path):
         weights = overwrite(weights)
     abstract = {"w": jax.ShapeDtypeStruct(weights.shape, weights.dtype, sharding=_single())}
     restored, restored_host = checkpoints.restore(1, abstract)
-    np.testing.assert_array_equal(restored["w"], np.arange(2**18, dtype=np.float32))
+    np.testing.assert_array_equal(restored["w"], np.arange(2**23, dtype=np.float32))
     assert restored_host == {"list": [1]}
 
 

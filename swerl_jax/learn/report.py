@@ -1,0 +1,342 @@
+"""What a person reads after a run: tables with intervals, curves, coloured diffs.
+
+Off the path: it reads outcomes and `metrics.jsonl` and changes nothing. It loads matplotlib, so only the wiring of a
+task that reports imports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from swerl_jax.data import records
+from swerl_jax.learn import metrics
+
+_MARKED_POINTS = 40  # a series of at most so many points shows each
+_BLOCK_ENTRIES = 4_000_000  # resampled values held at once: 32 MB of float64
+_RED, _GREEN, _CYAN, _BOLD, _PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
+# Control characters of a model's answer must not reach the terminal: shown as U+2400 … pictures instead.
+_VISIBLE_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 9} | {127: "\u2421"} | {
+    code: "\ufffd" for code in range(128, 160)
+}
+
+
+class Panel(NamedTuple):
+    """One panel of the picture: label → metric, times `scale`; `band` names the metrics of a mean and its spread."""
+
+    title: str
+    y_label: str
+    series: Mapping[str, str]
+    scale: float = 1.0
+    band: tuple[str, str] | None = None
+
+
+PANELS = (
+    Panel(
+        "Training reward",
+        "reward (−1 … 1)",
+        {"mean": "reward/mean", "well-formed answers": "reward/well_formed_mean"},
+        band=("reward/mean", "reward/std"),
+    ),
+    Panel(
+        "Training answers",
+        "% of answers",
+        {"correct format": "format/correct_frac", "exact fix": "exact_frac"},
+        scale=100,
+    ),
+    Panel("Supervised warm start", "nats per token", {"training": "sft/loss", "held-out": "eval/sft_loss"}),
+    Panel(
+        "Held-out reward",
+        "reward (−1 … 1)",
+        {"mean": "eval/reward", "well-formed answers": "eval/well_formed_reward"},
+    ),
+    Panel(
+        "Held-out answers",
+        "% of answers",
+        {"correct format": "eval/format_frac", "exact fix": "eval/exact_frac"},
+        scale=100,
+    ),
+    Panel("Answer length", "tokens", {"mean": "length/mean", "95th percentile": "length/p95"}),
+)
+
+
+class Interval(NamedTuple):
+    """A statistic of the values seen (`mean`, their mean unless asked otherwise) and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleResult:
+    """What became of one example's answers; infra faults are left out of all three and counted in `faults`."""
+
+    example_id: str
+    rewards: tuple[float, ...]
+    is_well_formed: tuple[bool, ...]
+    is_exact: tuple[bool, ...]
+    faults: int = 0
+
+    @classmethod
+    def of(cls, example_id: str, outcomes: Sequence[records.Outcome]) -> ExampleResult:
+        """Collects the outcomes of one example's answers; well-formed means that it was scored."""
+        judged = [outcome for outcome in outcomes if outcome.status != records.INFRA_FAULT]
+        return cls(
+            example_id=example_id,
+            rewards=tuple(float(outcome.reward) for outcome in judged),
+            is_well_formed=tuple(outcome.status == records.SCORED for outcome in judged),
+            is_exact=tuple(outcome.is_exact for outcome in judged),
+            faults=len(outcomes) - len(judged),
+        )
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The percentile bootstrap interval of a statistic.
+
+    Args:
+      values: float [n] or [n, C]; the n rows are what is resampled, with replacement.
+      statistic: called as `statistic(float [samples, n(, C)], axis=1)`, returns [samples].
+      samples: number of resamples.
+      seed: same seed, same interval.
+      level: probability the interval is to cover, in (0, 1).
+
+    Returns:
+      The statistic of `values` with its interval; resamples where it is not finite (0/0) are left out, and all three
+      are nan if it is not finite for `values` itself.
+
+    Raises:
+      ValueError: no values.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), §13.3.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) == 0:
+        raise ValueError("a bootstrap interval needs at least one value, got none")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        center = float(statistic(values[None], axis=1)[0])
+        if not math.isfinite(center):
+            return Interval(math.nan, math.nan, math.nan)
+        rng = np.random.default_rng(seed)
+        block = max(1, _BLOCK_ENTRIES // values.size)
+        resampled = np.concatenate([
+            statistic(values[rng.integers(0, len(values), (min(block, samples - start), len(values)))], axis=1)
+            for start in range(0, samples, block)
+        ])  # fmt: skip
+    tail = (1 - level) / 2
+    low, high = np.quantile(resampled[np.isfinite(resampled)], [tail, 1 - tail])
+    return Interval(center, float(low), float(high))
+
+
+def paired_interval(before: Sequence[float], after: Sequence[float], **options: Any) -> Interval:
+    """The interval of the mean of after − before, entry i of both being the same example.
+
+    Raises:
+      ValueError: lengths differ, or there is nothing.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"paired values need equal lengths, got {len(before)} and {len(after)}")
+    return bootstrap_interval(np.asarray(after, np.float64) - np.asarray(before, np.float64), **options)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The probability that one of k answers drawn from n, of which c are right, is right.
+
+    Returns:
+      1 − C(n−c, k) / C(n, k), exact; an unbiased estimate of pass@k.
+
+    Raises:
+      ValueError: not 0 ≤ c ≤ n or not 1 ≤ k ≤ n.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 ≤ c ≤ n and 1 ≤ k ≤ n, got n={n}, c={c}, k={k}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def evaluation_intervals(results: Sequence[ExampleResult], pass_ks: Sequence[int] = ()) -> dict[str, Interval]:
+    """The table's numbers: 95 % intervals with examples, not answers, resampled (a group's answers are alike).
+
+    Args:
+      results: one entry per example; entries without a judged answer are left out.
+      pass_ks: each k for pass@k of exact fixes.
+
+    Returns:
+      "format", "reward", "well_formed_reward", "exact" (shares and means over all answers), then "pass@K" (mean over
+      examples).
+
+    Raises:
+      ValueError: no judged answer at all, or fewer answers to an example than k.
+    """
+    judged = [result for result in results if result.rewards]
+    if not judged:
+        raise ValueError(f"no judged answer among {len(results)} examples: nothing to report")
+    answers = np.array([len(result.rewards) for result in judged])
+    well_formed = np.array([sum(result.is_well_formed) for result in judged])
+    well_formed_reward = [
+        sum(reward for reward, is_formed in zip(result.rewards, result.is_well_formed, strict=True) if is_formed)
+        for result in judged
+    ]
+    intervals = {
+        "format": _ratio_interval(well_formed, answers),
+        "reward": _ratio_interval([sum(result.rewards) for result in judged], answers),
+        "well_formed_reward": _ratio_interval(well_formed_reward, well_formed),
+        "exact": _ratio_interval([sum(result.is_exact) for result in judged], answers),
+    }
+    for k in pass_ks:
+        solved = [pass_at_k(len(result.is_exact), sum(result.is_exact), k) for result in judged]
+        intervals[f"pass@{k}"] = bootstrap_interval(solved)
+    return intervals
+
+
+def evaluation_table(
+    rows: Mapping[str, Sequence[ExampleResult]], *, pass_ks: Sequence[int] = (), markdown: bool = False
+) -> str:
+    """A table of evaluations, one row each, with 95 % bootstrap intervals.
+
+    Args:
+      rows: label → results, e.g. "before" and "after".
+      pass_ks: as in `evaluation_intervals`.
+      markdown: True: a Markdown table; False: aligned text.
+
+    Raises:
+      ValueError: as `evaluation_intervals`.
+    """
+    header = ["", "correct format %", "mean reward", "reward if well-formed", "exact fix %"]
+    header += [f"pass@{k} %" for k in pass_ks] + ["examples", "answers", "infra faults"]
+    lines = [_table_cells(label, results, pass_ks) for label, results in rows.items()]
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    padded = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in [header, *lines]
+    ]
+    note = "[low, high]: 95 % percentile bootstrap over examples; width 0 means equal resamples, not certainty."
+    if markdown:
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        body = ["| " + " | ".join(cells) + " |" for cells in [padded[0], rule, *padded[1:]]]
+    else:
+        body = ["  ".join(cells).rstrip() for cells in padded]
+        body.insert(1, "-" * len("  ".join(padded[0])))
+    return "\n".join([*body, "", note]) + "\n"
+
+
+def _table_cells(label: str, results: Sequence[ExampleResult], pass_ks: Sequence[int]) -> list[str]:
+    intervals = evaluation_intervals(results, pass_ks)
+    percent = {"format", "exact", *(f"pass@{k}" for k in pass_ks)}
+    cells = [_interval_text(interval, name in percent) for name, interval in intervals.items()]
+    answers = sum(len(result.rewards) for result in results)
+    return [label, *cells, str(len(results)), str(answers), str(sum(result.faults for result in results))]
+
+
+def _interval_text(interval: Interval, is_percent: bool) -> str:
+    if math.isnan(interval.mean):
+        return "–"
+    if is_percent:
+        return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in interval))
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
+
+
+def _ratio_interval(parts: Sequence[float] | np.ndarray, wholes: np.ndarray) -> Interval:
+    def ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
+        sums = pairs.sum(axis=axis)
+        return sums[..., 0] / sums[..., 1]
+
+    return bootstrap_interval(np.stack([parts, wholes], axis=-1), statistic=ratio)
+
+
+def plot_rewards(
+    metrics_path: str | os.PathLike[str] | Sequence[pathlib.Path], out_png: str | os.PathLike[str]
+) -> None:
+    """Draws the curves of a run, one panel per entry of PANELS; what was not recorded leaves a note in its panel.
+
+    Args:
+      metrics_path: a `metrics.jsonl`, or those of a run's stages in order.
+      out_png: the picture, written or replaced.
+
+    Raises:
+      OSError, ValueError: as `metrics.read_metrics`.
+    """
+    paths = [metrics_path] if isinstance(metrics_path, str | os.PathLike) else metrics_path
+    rows = [row for path in paths for row in metrics.read_metrics(path)]
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    figure.suptitle("Learning to fix bugs")
+    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        _draw(axes, panel, rows)
+    figure.savefig(out_png, dpi=110, format="png")
+
+
+def _draw(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(title=panel.title, xlabel="step", ylabel=panel.y_label)
+    axes.grid(alpha=0.3)
+    for label, name in panel.series.items():
+        steps, values = _series(rows, name)
+        if steps:
+            marker = "o" if len(steps) <= _MARKED_POINTS else ""
+            axes.plot(steps, panel.scale * values, marker=marker, markersize=4, label=label)
+    if panel.band is not None:
+        both = [row for row in rows if set(panel.band) <= row.keys()]
+        steps, center = _series(both, panel.band[0])
+        spread = _series(both, panel.band[1])[1]
+        axes.fill_between(steps, center - spread, center + spread, alpha=0.2, linewidth=0, label="mean ± std")
+    if any(name in row for row in rows for name in panel.series.values()):
+        axes.legend(loc="best", fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "not recorded in this run", ha="center", va="center", transform=axes.transAxes)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], np.ndarray]:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in points], np.array([value for _, value in points], np.float64)
+
+
+def coloured_diff(before: str, after: str, path: str, *, colour: bool) -> str:
+    """The unified diff of one file for the terminal, "" if nothing changed.
+
+    Args:
+      before, after: whole texts; an empty one stands for a file that does not exist.
+      path: shown in the header.
+      colour: True: ANSI colours; see `wants_colour`.
+
+    Returns:
+      Lines ending in a newline, safe to print: control characters are shown as pictures, never obeyed.
+    """
+    old_name, new_name = (f"a/{path}" if before else "/dev/null"), (f"b/{path}" if after else "/dev/null")
+    lines = difflib.unified_diff(_lines(before), _lines(after), old_name, new_name)
+    return "".join(_shown(line, number < 2, colour) for number, line in enumerate(lines))
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether to colour what is printed to `stream`: a terminal, and NO_COLOR (no-color.org) unset or empty."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, split at newlines only (a form feed ends no line of code)."""
+    *whole, last = text.split("\n")
+    return [line + "\n" for line in whole] + ([last] if last else [])
+
+
+def _shown(line: str, is_header: bool, colour: bool) -> str:
+    body = line.removesuffix("\n")
+    text = body.translate(_VISIBLE_CONTROLS).encode("utf-8", "backslashreplace").decode("utf-8")
+    if colour:
+        start = _BOLD if is_header else {"+": _GREEN, "-": _RED, "@": _CYAN}.get(line[0], "")
+        text = f"{start}{text}{_PLAIN}" if start else text
+    return text + ("\n" if line.endswith("\n") else "\n\\ No newline at end of file\n")
