@@ -1,0 +1,208 @@
+"""The learner: its state, the gradient of one microbatch, and the optimiser step.
+
+The loss of a step is one weighted sum over all its tokens. Microbatches add their parts of the gradient, in any number
+and order, and one update follows; so accumulation, packing and sharding change nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from swerl_jax.learn.batch import Batch
+from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.llama import Llama
+from swerl_jax.policy.rows import row_logp
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with warm-up (arXiv 1711.05101). SWE-RL discloses no value but "Adam": all of these are ours.
+
+    Attributes:
+      learning_rate: the peak. schedule: "constant" or "cosine" (to 0 at `total_steps`). warmup_steps: linear from 0.
+      beta1, beta2, epsilon, weight_decay: AdamW's. max_grad_norm: the global norm is clipped to it.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def rate(self) -> optax.Schedule:
+        """Update count → learning rate; the first update of a warm-up of n steps takes 1/n of the peak."""
+        def schedule(count: jax.Array) -> jax.Array:
+            step = jnp.asarray(count, jnp.float32) + 1
+            warm = jnp.minimum(step / max(self.warmup_steps, 1), 1.0)
+            span = max(self.total_steps - self.warmup_steps, 1)
+            done = jnp.clip((step - self.warmup_steps) / span, 0.0, 1.0)
+            fall = 0.5 * (1 + jnp.cos(jnp.pi * done)) if self.schedule == "cosine" else 1.0
+            return self.learning_rate * warm * fall
+
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose constant or cosine")
+        return schedule
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation; clipping happens in Learner.update, which knows the norm."""
+        return optax.adamw(self.rate(), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt"], meta_fields=[])
+@dataclasses.dataclass
+class State:
+    """All that training changes on the devices: int32 count of updates, parameters, optimiser moments."""
+
+    step: jax.Array
+    params: Llama
+    opt: Any
+
+
+# Sums over the loss tokens of a batch (max for *_max); divide by "tokens" for means.
+ZERO_SUMS = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "kl": 0.0, "clip_low": 0.0, "clip_high": 0.0,
+             "logp_diff": 0.0, "logp_diff_max": 0.0}
+
+
+class Learner:
+    """Initialises, differentiates and updates a model on a mesh.
+
+    Args:
+      dtype: of activations and matrix products; parameters stay in param_dtype.
+      vocabulary_chunk, remat: see rows.row_logp.
+    """
+
+    def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
+                 dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, vocabulary_chunk: int = 1024,
+                 remat: str = "layer"):
+        self.arch, self.mesh, self.optimizer, self.loss = arch, mesh, optimizer, loss
+        self.param_dtype = param_dtype
+        self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
+                                vocabulary_chunk=vocabulary_chunk)
+        self._rate = optimizer.rate()
+        self._transformation = optimizer.build()
+        self.abstract = self._abstract_state()
+        self._init = jax.jit(self._make_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
+        self._add = jax.jit(self._accumulate, donate_argnames="gradient")
+        self._apply = jax.jit(self._update, donate_argnames=("state", "gradient"))
+        self._logp = jax.jit(lambda params, batch: self._forward(params, rows=batch)[0])
+
+    @property
+    def compilations(self) -> int:
+        """How many times the gradient, the update and the plain forward pass were compiled."""
+        return sum(function._cache_size() for function in (self._add, self._apply, self._logp))
+
+    def init(self, seed: int) -> State:
+        """A fresh state, sharded over the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self._init(jax.random.key(seed))
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch's rows on the mesh."""
+        with_rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
+        return jax.tree.map(lambda x: jax.device_put(x, with_rows), batch)
+
+    def logp(self, params: Llama, batch: Batch) -> np.ndarray:
+        """float32 [B T−S]: log-probability of every target under `params`, from ids alone."""
+        return np.asarray(self._logp(params, self.place(batch)))
+
+    def gradient(self, params: Llama, batches: Sequence[Batch], ref_logp: Sequence[np.ndarray] | None = None,
+                 ) -> tuple[Any, dict[str, float]]:
+        """The gradient of the loss over all `batches`, and sums over their tokens (see ZERO_SUMS).
+
+        Args:
+          ref_logp: of the reference policy on each batch; needed when loss.kl_coefficient is not 0.
+
+        Raises:
+          ValueError: the reference's log-probabilities are missing.
+        """
+        if self.loss.kl_coefficient and ref_logp is None:
+            raise ValueError("kl_coefficient is not 0: pass the reference policy's log-probabilities")
+        gradient, sums = self._zeros(params), dict(ZERO_SUMS)
+        for i, batch in enumerate(batches):
+            ref = batch.logp if ref_logp is None else ref_logp[i]
+            batch, ref = self.place(batch), self.place(ref)
+            gradient, sums = self._add(params, gradient=gradient, sums=sums, batch=batch, ref_logp=ref)
+        return gradient, {name: float(value) for name, value in jax.device_get(sums).items()}
+
+    def update(self, state: State, gradient: Any) -> tuple[State, dict[str, float]]:
+        """One AdamW step with the gradient clipped by its global norm; both arguments are consumed.
+
+        Returns:
+          (state, {"grad_norm", "lr", "skipped"}): a non-finite gradient changes nothing but is reported as skipped 1.
+        """
+        state, report = self._apply(state=state, gradient=gradient)
+        return state, {name: float(value) for name, value in jax.device_get(report).items()}
+
+    def _make_state(self, key: jax.Array) -> State:
+        params = Llama(self.arch, key, self.param_dtype)
+        return State(jnp.zeros((), jnp.int32), params, self._transformation.init(params))
+
+    def _abstract_state(self) -> State:
+        with jax.set_mesh(self.mesh):
+            shapes = jax.eval_shape(self._make_state, jax.random.key(0))
+            shardings = nnx.get_named_sharding(shapes, self.mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    def _loss(self, params: Llama, batch: Batch, ref_logp: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        settings = self.loss
+        logp, entropy = self._forward(params, rows=batch)
+        logp = jnp.where(batch.is_sampled, logp, 0.0)
+        token_loss = LOSSES[settings.kind](logp, batch.logp, batch.advantage, settings)
+        kl = k3(logp, jnp.where(batch.is_sampled, ref_logp, 0.0))
+        if settings.kl_coefficient:
+            token_loss = token_loss + settings.kl_coefficient * kl
+        loss = jnp.sum(jnp.where(batch.is_sampled, batch.weight * token_loss, 0.0))
+        low, high = clipped_fractions(logp, batch.logp, batch.advantage, settings)
+        difference = jnp.abs(logp - batch.logp)
+        per_token = {"tokens": 1.0, "entropy": entropy, "kl": kl, "clip_low": low, "clip_high": high,
+                     "logp_diff": difference}
+        sums = {name: jnp.sum(jnp.where(batch.is_sampled, value, 0.0)) for name, value in per_token.items()}
+        return loss, {**sums, "loss": loss, "logp_diff_max": jnp.max(jnp.where(batch.is_sampled, difference, 0.0))}
+
+    def _accumulate(self, params: Llama, gradient: Any, sums: dict[str, jax.Array], batch: Batch, ref_logp: jax.Array):
+        part, new = jax.grad(self._loss, has_aux=True)(params, batch, ref_logp)
+        added = {name: jnp.maximum(value, new[name]) if name.endswith("_max") else value + new[name]
+                 for name, value in sums.items()}
+        return jax.tree.map(jnp.add, gradient, part), added
+
+    def _update(self, state: State, gradient: Any) -> tuple[State, dict[str, jax.Array]]:
+        norm = optax.global_norm(gradient)
+        is_finite = jnp.isfinite(norm)
+        scale = jnp.minimum(1.0, self.optimizer.max_grad_norm / jnp.maximum(norm, 1e-30))
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        updates, opt = self._transformation.update(gradient, state.opt, state.params)
+        new = State(state.step + 1, optax.apply_updates(state.params, updates), opt)
+        new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
+        return new, {"grad_norm": norm, "lr": self._rate(state.step), "skipped": 1.0 - is_finite}
+
+
+def to_arrays(state: State) -> dict[str, jax.Array]:
+    """The state as {path: array}, free of library internals: what a checkpoint holds."""
+    return {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def from_arrays(abstract: State, arrays: dict[str, jax.Array]) -> State:
+    """The inverse of `to_arrays`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], abstract)
+
+
+def _name(path: Any) -> str:
+    parts = [str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key)))) for key in path]
+    return "/".join(part for part in parts if part != "value")

@@ -1,0 +1,185 @@
+"""The one mask rule of prefix/branch rows, on plain XLA operations.
+
+A group is one prefix with R branches. A token sees the prefix and its own branch up to itself, nothing else. Learning,
+prefilling and decoding all call `attend`, which takes one softmax over several segments of keys: the shared prefix, the
+branch's past, the tokens of this call. Because the prefix segment has no R axis, its keys are read once for all
+branches: a matrix product instead of R matrix-vector products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+HIDDEN = -1e30  # a score that no softmax notices; finite, so that a query with no key gives an average, not NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Keys that a query may see.
+
+    Attributes:
+      k: [P K H S] when shared by all R branches of a prefix, [P R K H C] when each branch has its own. The head axis
+        comes before the columns, so that scores are a plain matrix product.
+      v: [P K S H] or [P R K C H].
+      is_visible: bool, broadcastable to [P R T S] or [P R T C]; True where the query may look.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    is_visible: jax.Array
+
+    @property
+    def is_shared(self) -> bool:
+        """True when the keys have no R axis."""
+        return self.k.ndim == 4
+
+
+def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
+    """Softmax attention of every query over all of its segments' keys together.
+
+    Scores and the softmax are float32. The segments are never concatenated: their maxima and sums are merged. A shared
+    segment works on [P K R T G] so that its R branches are the rows of one matrix, the others on [P R K T G].
+
+    Args:
+      q: [P R T K G H], not yet scaled.
+      segments: at least one.
+
+    Returns:
+      [P R T K G H] in q's dtype.
+    """
+    q = jnp.einsum("prtkgh->prktgh", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype))
+    scores = [_scores(q, segment) for segment in segments]
+    peaks = [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)]
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    weights = [jnp.exp(s - _shared(segment, peak)[..., None]) for s, segment in zip(scores, segments)]
+    total = sum(_own(segment, jnp.sum(w, axis=-1)) for w, segment in zip(weights, segments))
+    values = sum(_own(segment, _values(w.astype(q.dtype), segment)) for w, segment in zip(weights, segments))
+    return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype))
+
+
+def _scores(q: jax.Array, segment: Segment) -> jax.Array:
+    """float32 [P K R T G S] or [P R K T G C]; HIDDEN where the query may not look."""
+    axes = "pkrtgh,pkhs->pkrtgs" if segment.is_shared else "prktgh,prkhs->prktgs"
+    scores = jnp.einsum(axes, _shared(segment, q), segment.k, preferred_element_type=jnp.float32)
+    is_visible = segment.is_visible[:, None, :, :, None] if segment.is_shared else segment.is_visible[:, :, None, :, None]
+    return jnp.where(is_visible, scores, HIDDEN)
+
+
+def _values(weights: jax.Array, segment: Segment) -> jax.Array:
+    """[P K R T G H] or [P R K T G H]: the weighted sum of the segment's values."""
+    axes = "pkrtgs,pksh->pkrtgh" if segment.is_shared else "prktgs,prksh->prktgh"
+    return jnp.einsum(axes, weights, segment.v)
+
+
+def _shared(segment: Segment, x: jax.Array) -> jax.Array:
+    """From [P R K ..] to the segment's own order of axes."""
+    return jnp.swapaxes(x, 1, 2) if segment.is_shared else x
+
+
+_own = _shared  # the exchange is its own inverse
+
+
+def causal(T: int) -> jax.Array:
+    """bool [1 1 T T]: key k is visible to query q iff k ≤ q."""
+    return jnp.tril(jnp.ones((T, T), bool))[None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """The static shape of a learner's row [prefix padded to S | branch 1 | branch 2 | …].
+
+    Attributes:
+      S: tokens of the padded prefix; 0 when rows have none.
+      block: branches begin at multiples of it; queries are taken a block at a time.
+      window: how far before its own block a query may have to look; a multiple of `block`, at least the longest
+        branch rounded up to a block, less one block.
+    """
+
+    S: int
+    block: int
+    window: int
+
+
+SCORES_AT_ONCE = 1 << 26  # float32 scores (256 MiB) above which blocks of queries are taken in turns and recomputed
+
+
+def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Array, is_valid: jax.Array,
+                shape: RowShape) -> jax.Array:
+    """The mask rule on whole rows: key k is visible to query q iff k ≤ q and (k < S or k ≥ start(q)), padding excluded.
+
+    Never T × T: a block of branch queries is multiplied with the prefix and with a window of branch keys.
+
+    Args:
+      q: [B T K G H]. k, v: [B T K H].
+      branch_start: int32 [B T−S], where the branch of each token begins, counted from S; padding points to itself.
+      is_valid: bool [B T], False on padding.
+      shape: T − S is a multiple of shape.block.
+
+    Returns:
+      [B T K G H].
+    """
+    S, block = shape.S, shape.block
+    k, v = jnp.einsum("btkh->bkht", k), jnp.einsum("btkh->bkth", v)
+    blocks = (q.shape[1] - S) // block
+    queries = q[:, S:].reshape(q.shape[0], blocks, block, *q.shape[2:])
+    keys = _windows(k[..., S:], -1, blocks, shape), _windows(v[..., S:, :], -2, blocks, shape)
+    is_visible = _window_rule(branch_start, blocks, shape)
+
+    def some(queries, keys, values, is_visible):
+        segments = [Segment(keys, values, is_visible)]
+        if S:
+            segments.append(Segment(k[..., :S], v[..., :S, :], is_valid[:, None, None, :S]))
+        return attend(queries, segments)
+
+    o = _in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
+    o = o.reshape(q.shape[0], -1, *q.shape[2:])
+    return jnp.concatenate([_attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
+
+
+def _attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention inside the prefix, at most eight blocks of queries, each with the keys up to its end."""
+    S = q.shape[1]
+    size = max(256, -(-S // 8))
+    outs = []
+    for start in range(0, S, size):
+        end = min(start + size, S)
+        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        part = jax.checkpoint(lambda q, k, v, visible: attend(q, [Segment(k, v, visible)])) if S > size else (
+            lambda q, k, v, visible: attend(q, [Segment(k, v, visible)]))
+        outs.append(part(q[:, None, start:end], k[..., :end], v[..., :end, :], visible[None, None])[:, 0])
+    return jnp.concatenate(outs, axis=1)
+
+
+def _windows(x: jax.Array, axis: int, blocks: int, shape: RowShape) -> jax.Array:
+    """[B R K .. window + block ..]: for each of the R blocks of columns of x [B K .. T ..], itself and what is before it."""
+    axis = x.ndim + axis
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (shape.window, 0)
+    x = jnp.pad(x, padding)
+    x = x.reshape(*x.shape[:axis], -1, shape.block, *x.shape[axis + 1:])
+    shifts = [jax.lax.slice_in_dim(x, i, i + blocks, axis=axis) for i in range(shape.window // shape.block + 1)]
+    return jnp.moveaxis(jnp.concatenate(shifts, axis=axis + 1), axis, 1)
+
+
+def _window_rule(branch_start: jax.Array, blocks: int, shape: RowShape) -> jax.Array:
+    """bool [B R block window + block]: the mask rule between a block of queries and its window of keys."""
+    query = jnp.arange(blocks * shape.block).reshape(1, blocks, shape.block, 1)
+    first = jnp.arange(blocks).reshape(1, blocks, 1, 1) * shape.block - shape.window
+    key = first + jnp.arange(shape.window + shape.block)
+    return (key <= query) & (key >= branch_start.reshape(-1, blocks, shape.block, 1))
+
+
+def _in_turns(function, blocked: tuple[jax.Array, ...], scores_a_block: int) -> jax.Array:
+    """function(*blocked) on all blocks (axis 1) at once, or, when the scores would be too many, on some at a time."""
+    rows, blocks = blocked[0].shape[:2]
+    limit = max(1, SCORES_AT_ONCE // (rows * scores_a_block))
+    at_once = max(n for n in range(1, blocks + 1) if blocks % n == 0 and n <= max(limit, 1))
+    if at_once == blocks:
+        return function(*blocked)
+    turns = [jnp.moveaxis(x.reshape(rows, blocks // at_once, at_once, *x.shape[2:]), 1, 0) for x in blocked]
+    o = jax.lax.map(lambda one: jax.checkpoint(function)(*one), tuple(turns))
+    return jnp.moveaxis(o, 0, 1).reshape(rows, blocks, *o.shape[3:])

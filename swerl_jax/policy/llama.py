@@ -1,0 +1,165 @@
+"""Llama 3 in Flax NNX: one set of layers that learns, prefills and decodes.
+
+The model is a pytree: `jax.jit`, `jax.grad` and optax take it as it is. Its layers are stacked along a leading axis L
+and scanned, so that eighty layers trace as one; an engine may unstack them. What differs between learning, prefilling
+and decoding is only the `attend` function that the caller passes in: it sees a layer's queries, keys and values and
+the layer's share of a cache, and nothing else about the model.
+
+Source: "The Llama 3 Herd of Models", arXiv 2407.21783; grouped-query attention, arXiv 2305.13245; SwiGLU,
+arXiv 2002.05202; RoPE, arXiv 2104.09864 (the half-split form). We differ only in layout: the q, k and v matrices are
+one array whose key-head axis comes first, gate and up are one array, so that each is one matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import Arch, RopeScaling
+
+# Parameter → the letters of its axes (x: 2 for gate/up; y: G + 2, the query heads of a key head, its key, its value).
+LAYER_AXES = {
+    "attention_norm": "L D", "qkv": "L D K y H", "out": "L K G H D",
+    "mlp_norm": "L D", "gate_up": "L D x F", "down": "L F D",
+}
+TOP_AXES = {"embed": "V D", "final_norm": "D", "head": "V D"}
+
+# attend(q [.. T K G H], k [.. T K H], v [.. T K H], cache of this layer) → (o [.. T K G H], new cache of this layer)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda body: body,
+    "layer": lambda body: jax.checkpoint(body),
+    "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
+def _normal(key: jax.Array, axes: str, shape: tuple[int, ...], scale: float, dtype: Any) -> nnx.Param:
+    return nnx.Param(scale * jax.random.normal(key, shape, dtype), out_sharding=_partition(axes))
+
+
+def _ones(axes: str, shape: tuple[int, ...], dtype: Any) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, dtype), out_sharding=_partition(axes))
+
+
+def _partition(axes: str) -> tuple[Any, ...]:
+    return tuple(mesh_lib.spec(axes, mesh_lib.LEARNER_RULES))
+
+
+class Layers(nnx.Module):
+    """The parameters of all layers, stacked; one layer after `jax.lax.scan` or `unstack` has cut it out."""
+
+    def __init__(self, arch: Arch, key: jax.Array, dtype: Any):
+        L, D, K, G, H, F = arch.L, arch.D, arch.K, arch.G, arch.H, arch.F
+        keys = jax.random.split(key, 4)
+        narrow = 1 / math.sqrt(2 * L)  # the residual stream sums 2L branches (GPT-2's initialisation)
+        self.attention_norm = _ones("L D", (L, D), dtype)
+        self.qkv = _normal(keys[0], LAYER_AXES["qkv"], (L, D, K, G + 2, H), D**-0.5, dtype)
+        self.out = _normal(keys[1], LAYER_AXES["out"], (L, K, G, H, D), narrow * (K * G * H) ** -0.5, dtype)
+        self.mlp_norm = _ones("L D", (L, D), dtype)
+        self.gate_up = _normal(keys[2], LAYER_AXES["gate_up"], (L, D, 2, F), D**-0.5, dtype)
+        self.down = _normal(keys[3], LAYER_AXES["down"], (L, F, D), narrow * F**-0.5, dtype)
+
+
+class Llama(nnx.Module):
+    """A randomly initialised model in `dtype`; construct it under `jax.set_mesh` (or an abstract mesh).
+
+    Attributes:
+      embed: [V D]. head: [V D], or None when tied. final_norm: [D]. layers: Layers, stacked on L.
+    """
+
+    def __init__(self, arch: Arch, key: jax.Array, dtype: Any = jnp.float32):
+        keys = jax.random.split(key, 3)
+        scale = arch.D**-0.5
+        self.embed = _normal(keys[0], TOP_AXES["embed"], (arch.V, arch.D), scale, dtype)
+        self.layers = Layers(arch, keys[1], dtype)
+        self.final_norm = _ones(TOP_AXES["final_norm"], (arch.D,), dtype)
+        self.head = None if arch.is_tied else _normal(keys[2], TOP_AXES["head"], (arch.V, arch.D), scale, dtype)
+
+    @property
+    def unembed(self) -> jax.Array:
+        """The output matrix [V D]: the head, or the embedding when tied."""
+        return (self.embed if self.head is None else self.head)[...]
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / rms(x) · scale over the last axis, in float32, returned in x's dtype."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * inverse).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def inverse_frequencies(H: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
+    """Radians per position of each of the H/2 rotated pairs, float32 [H/2] (see RopeScaling)."""
+    frequency = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
+    if scaling is None:
+        return frequency
+    turns = scaling.original_context * frequency / (2 * math.pi)
+    keep = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return frequency * keep + frequency / scaling.factor * (1 - keep)
+
+
+def rotary(position: jax.Array, arch: Arch) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), float32 [.. H/2], for int32 positions [..]."""
+    angle = position[..., None].astype(jnp.float32) * inverse_frequencies(arch.H, arch.rope_theta, arch.rope_scaling)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns the pairs (x[i], x[i + H/2]) of the last axis; cos and sin must broadcast against [.. H/2]."""
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+
+
+def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any):
+    dtype = x.dtype
+    h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
+    qkv = jnp.einsum("...d,dkyh->...kyh", h, layer.qkv[...].astype(dtype))
+    # Queries and key turn together: y is [G queries | key | value].
+    turned = rotate(qkv[..., : arch.G + 1, :], cos[..., None, None, :], sin[..., None, None, :])
+    o, cache = attend(turned[..., : arch.G, :], turned[..., arch.G, :], qkv[..., arch.G + 1, :], cache)
+    x = x + jnp.einsum("...kgh,kghd->...d", o, layer.out[...].astype(dtype))
+    h = rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon)
+    gate_up = jnp.einsum("...d,dxf->...xf", h, layer.gate_up[...].astype(dtype))
+    hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    return x + jnp.einsum("...f,fd->...d", hidden, layer.down[...].astype(dtype)), cache
+
+
+def trunk(model: Llama, arch: Arch, ids: jax.Array, position: jax.Array, attend: Attend, caches: Any = None, *,
+          dtype: Any = jnp.float32, remat: str = "none") -> tuple[jax.Array, Any]:
+    """Embeds `ids` and runs all layers and the final norm.
+
+    Args:
+      model: its layers stacked on L, or a tuple of single layers (then the loop is unrolled).
+      ids, position: int32 [..]; positions count from 0 at the first prompt token.
+      attend: see Attend.
+      caches: a pytree with a leading axis L, or a tuple with one entry a layer when the layers are a tuple.
+      dtype: of the activations and of the matrix products.
+      remat: one of REMAT; what the backward pass computes again instead of keeping.
+
+    Returns:
+      (hidden [.. D], the caches that `attend` returned, in the form they came in).
+    """
+    x = model.embed[...].astype(dtype)[ids]
+    cos, sin = rotary(position, arch)
+
+    def body(x: jax.Array, layer_and_cache: tuple[Layers, Any]) -> tuple[jax.Array, Any]:
+        layer, cache = layer_and_cache
+        return _layer(layer, x, cos, sin, arch, attend, cache)
+
+    body = REMAT[remat](body)
+    if isinstance(model.layers, tuple):
+        entries = []
+        for layer_and_cache in zip(model.layers, caches if caches is not None else (None,) * arch.L, strict=True):
+            x, entry = body(x, layer_and_cache)
+            entries.append(entry)
+        caches = tuple(entries)
+    else:
+        x, caches = jax.lax.scan(body, x, (model.layers, caches))
+    return rms_norm(x, model.final_norm[...], arch.norm_epsilon), caches

@@ -1,0 +1,63 @@
+"""Where arrays live: one mesh with all axis names, and one table from axis letters to mesh axes.
+
+Every mesh (laptop, engine, planner) carries all four axes, size 1 where unused, so that one set of partition
+specifications is valid everywhere. Axis types are Auto on purpose: the compiler propagates shardings from the
+parameters and the batch, and nothing in the model names a mesh axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("slice", "fsdp", "tensor", "context")
+
+# Axis letter (see arch.py) → mesh axes. B and P are data; parameters are cut over fsdp along D and over tensor
+# along heads, hidden width and vocabulary. Letters that are not listed are never cut.
+LEARNER_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "B": ("slice", "fsdp"), "D": "fsdp", "K": "tensor", "F": "tensor", "V": "tensor",
+}
+# The engine keeps whole weights in every data replica and deals its group slots over the data axes.
+ENGINE_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor",
+}
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with all of AXES over `devices` in their flat order.
+
+    Args:
+      sizes: axis name → size; missing axes are 1; at most one may be −1 (takes the devices that are left).
+      devices: all devices of this run by default.
+
+    Raises:
+      ValueError: unknown axis, or the product of the sizes is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict(sizes or {"fsdp": -1})
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise ValueError(f"mesh axes {unknown} are unknown; the axes are {list(AXES)}")
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    if shape.count(-1) == 1:
+        rest = -int(np.prod(shape))
+        shape[shape.index(-1)] = max(1, len(devices) // rest)
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(f"mesh {dict(zip(AXES, shape))} needs {int(np.prod(shape))} devices, there are {len(devices)}; "
+                         "change the sizes, or give -1 to one axis")
+    if shape[AXES.index("context")] != 1:
+        raise ValueError("the context axis must be 1: splitting one row over devices is not implemented")
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:
+    """The partition specification of an array whose axes are `letters`, separated by spaces ("L D F")."""
+    return PartitionSpec(*(rules.get(letter) for letter in letters.split()))
+
+
+def sharding(mesh: Mesh, letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> NamedSharding:
+    """As `spec`, on a mesh."""
+    return NamedSharding(mesh, spec(letters, rules))

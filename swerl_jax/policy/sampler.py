@@ -1,0 +1,231 @@
+"""What the engine runs on the devices: prefill a prefix, extend a branch, decode a chunk of tokens.
+
+The state is two caches and a table of slots. A slot is one group: a prefix with R branches. The prefix's keys and
+values are stored once a slot; each branch has its own columns, one column a token. A chunk of `ticks` tokens is decoded
+in one call: meanwhile the caches are only read, the new keys wait in a small staging buffer (one column a tick, the same
+for every branch), and at the end of the chunk they are merged at each branch's own length. A branch therefore meets
+the same arithmetic whatever slot it is in, whenever it came and whoever is beside it: its tokens do not depend on the
+schedule as long as the shapes are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.attention import Segment, attend, causal
+from swerl_jax.policy.llama import Llama, trunk
+
+NO_ID = -1
+COLUMN_AXIS = (4, 3)  # of a branch's keys [P R K H C] and values [P R K C H]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["prefix", "branch"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Caches:
+    """Keys and values of every slot, per layer (a tuple of L pairs, or one pair with a leading axis L).
+
+    Attributes:
+      prefix: k [P K H S] and v [P K S H]; column s is the prompt's token s.
+      branch: k [P R K H C] and v [P R K C H]; column c is the branch's token c.
+    """
+
+    prefix: Any
+    branch: Any
+
+
+@partial(jax.tree_util.register_dataclass, meta_fields=[],
+         data_fields=["prefix_length", "length", "next_id", "budget", "drawn", "key", "temperature"])
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Where every branch stands when a chunk begins.
+
+    Attributes:
+      prefix_length: int32 [P], real tokens of the prefix.
+      length: int32 [P R], tokens of the branch that are in the cache.
+      next_id: int32 [P R], the id to feed next: the last one of the branch, not in the cache yet.
+      budget: int32 [P R], tokens that may still be drawn in this turn; 0 when the branch is not drawing.
+      drawn: int32 [P R], tokens drawn in this turn; random numbers are folded from it.
+      key: uint32 [P R 2], the turn's random key.
+      temperature: float32 [P R]; 0 takes the most likely id.
+    """
+
+    prefix_length: jax.Array
+    length: jax.Array
+    next_id: jax.Array
+    budget: jax.Array
+    drawn: jax.Array
+    key: jax.Array
+    temperature: jax.Array
+
+
+def draw(logits: jax.Array, key: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One id from softmax(logits / temperature), and its log-probability.
+
+    The inverse of the distribution function in two exact steps: a block of the vocabulary, then an id in the block. So
+    an id costs two random numbers instead of V, and probabilities far below float32's resolution of 1 keep their share.
+
+    Args:
+      logits: float32 [V]. key: a random key. temperature: float32 scalar; 0 takes the most likely id.
+
+    Returns:
+      (id int32, log-probability float32 under the unfiltered distribution at that temperature; at 0, at temperature 1).
+    """
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    peak = jnp.max(scaled)
+    weight = jnp.exp(scaled - peak)
+    width = 1 << ((logits.shape[0] - 1).bit_length() + 1) // 2
+    blocks = jnp.pad(weight, (0, -logits.shape[0] % width)).reshape(-1, width)
+    uniform = jax.random.uniform(key, (2,))
+    edges = jnp.cumsum(blocks.sum(axis=1))
+    block = jnp.sum(edges <= uniform[0] * edges[-1])
+    inner = jnp.cumsum(blocks[block])
+    sampled = block * width + jnp.sum(inner <= uniform[1] * inner[-1])
+    chosen = jnp.where(temperature > 0, sampled, jnp.argmax(scaled)).astype(jnp.int32)
+    return chosen, scaled[chosen] - peak - jnp.log(edges[-1])
+
+
+def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
+    return jnp.einsum("...d,vd->...v", hidden, model.unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.Array, dtype: Any) -> Caches:
+    """Writes the keys and values of a prefix into a slot.
+
+    Args:
+      slot: int32 scalar, which of the P slots.
+      ids: int32 [S'], the prefix padded at its end to a bucket of at most S; padding is never visible to anyone.
+    """
+    def write(q, k, v, cache):
+        k, v = jnp.einsum("ptkh->pkht", k), jnp.einsum("ptkh->pkth", v)
+        o = attend(q[:, None], [Segment(k, v, causal(ids.shape[0]))])[:, 0]
+        return o, tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (slot, 0, 0, 0))
+                        for old, new in zip(cache, (k, v)))
+
+    position = jnp.arange(ids.shape[0], dtype=jnp.int32)[None]
+    _, prefix = trunk(model, arch, ids[None], position, write, caches.prefix, dtype=dtype)
+    return dataclasses.replace(caches, prefix=prefix)
+
+
+def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.Array, prefix_length: jax.Array,
+           start: jax.Array, ids: jax.Array, dtype: Any) -> Caches:
+    """Feeds ids that are known already (an observation, or a history that was evicted) to one branch.
+
+    Args:
+      slot, lane: int32 scalars, which branch.
+      prefix_length: int32 scalar, real tokens of its prefix. start: int32 scalar, tokens of the branch in the cache.
+      ids: int32 [T], padded at its end; the padding's columns are written, and hidden by the branch's length.
+    """
+    def append(q, k, v, cache):
+        prefix, branch = cache
+        new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
+        shared = [jax.lax.dynamic_slice_in_dim(x, slot, 1) for x in prefix]
+        past = [jax.lax.dynamic_slice(x, (slot, lane, 0, 0, 0), (1, 1, *x.shape[2:])) for x in branch]
+        o = attend(q, [Segment(*shared, _before(_columns(prefix), prefix_length)),
+                       Segment(*past, _before(_columns(branch), start)), Segment(*new, causal(ids.shape[0]))])
+        places = (slot, lane, 0, 0, start), (slot, lane, 0, start, 0)
+        branch = tuple(jax.lax.dynamic_update_slice(old, one.astype(old.dtype), place)
+                       for old, one, place in zip(branch, new, places))
+        return o, (prefix, branch)
+
+    position = (prefix_length + start + jnp.arange(ids.shape[0], dtype=jnp.int32))[None, None]
+    _, entries = trunk(model, arch, ids[None, None], position, append, _joined(caches.prefix, caches.branch), dtype=dtype)
+    return Caches(*_separated(entries))
+
+
+def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: tuple[int, ...], ticks: int,
+           columns: int, dtype: Any) -> tuple[Caches, dict[str, jax.Array]]:
+    """Draws up to `ticks` ids for every branch with a budget.
+
+    Args:
+      stop_ids: ids that end a turn.
+      columns: how many columns of the branch caches to read: no drawing branch may be longer than this now.
+
+    Returns:
+      (caches, drawn): drawn["ids"] int32 and drawn["logp"] float32 [ticks P R], ids NO_ID where nothing was drawn;
+      drawn["is_stopped"] bool [P R], True where the last id drawn is a stop id.
+    """
+    P, R = slots.length.shape
+    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    staging = _on_each(caches.branch, lambda x, axis: jnp.zeros_like(x, shape=_resized(x.shape, axis, ticks)))
+    out = {"ids": jnp.full((ticks, P, R), NO_ID, jnp.int32), "logp": jnp.zeros((ticks, P, R), jnp.float32)}
+    sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
+    sees_past = _before(columns, slots.length[:, :, None, None])
+
+    def tick(carry):
+        t, slots, is_stopped, staging, out = carry
+        sees_staged = _before(ticks, t + 1)
+
+        def step(q, k, v, cache):
+            prefix, past, staged = cache
+            new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
+            staged = tuple(jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), t, axis)
+                           for old, one, axis in zip(staged, new, COLUMN_AXIS))
+            segments = [Segment(*prefix, sees_prefix), Segment(*past, sees_past), Segment(*staged, sees_staged)]
+            return attend(q, segments if columns else segments[::2]), staged
+
+        position = (slots.prefix_length[:, None] + slots.length + t)[..., None]
+        hidden, staging = trunk(model, arch, slots.next_id[..., None], position, step,
+                                _joined(caches.prefix, past, staging), dtype=dtype)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(slots.key, impl="threefry2x32"), slots.drawn)
+        ids, logp = jax.vmap(jax.vmap(draw))(_logits(model, hidden[:, :, 0]), keys, slots.temperature)
+        is_drawing = slots.budget > 0
+        out = {"ids": out["ids"].at[t].set(jnp.where(is_drawing, ids, NO_ID)),
+               "logp": out["logp"].at[t].set(jnp.where(is_drawing, logp, 0.0))}
+        stops = is_drawing & jnp.isin(ids, jnp.array(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(is_drawing)
+        slots = dataclasses.replace(
+            slots, next_id=jnp.where(is_drawing, ids, slots.next_id), drawn=slots.drawn + is_drawing,
+            budget=jnp.where(stops, 0, slots.budget - is_drawing))
+        return t + 1, slots, is_stopped | stops, staging, out
+
+    start = (jnp.int32(0), slots, jnp.zeros((P, R), bool), staging, out)
+    _, _, is_stopped, staging, out = jax.lax.while_loop(
+        lambda carry: (carry[0] < ticks) & jnp.any(carry[1].budget > 0), tick, start)
+    branch = _on_each(caches.branch, lambda old, axis, new: _merge(old, new, slots.length, axis), staging)
+    return dataclasses.replace(caches, branch=branch), {**out, "is_stopped": is_stopped}
+
+
+def _before(count: int, limit: jax.Array) -> jax.Array:
+    """bool [.. count]: True for the columns below `limit`, which has four axes or none."""
+    columns = jnp.arange(count)
+    return columns < limit if jnp.ndim(limit) else (columns < limit)[None, None, None]
+
+
+def _columns(cache: Any) -> int:
+    return jax.tree.leaves(cache)[1].shape[-2]
+
+
+def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return shape[:axis] + (size,) + shape[axis:][1:] if axis != -1 else shape[:-1] + (size,)
+
+
+def _on_each(pairs: Any, function: Callable[..., jax.Array], *others: Any) -> Any:
+    """Calls function(array, its column axis from the end, …) on every k and v of a cache, stacked or not."""
+    if isinstance(pairs[0], tuple):
+        return tuple(_on_each(pair, function, *(o[i] for o in others)) for i, pair in enumerate(pairs))
+    return tuple(function(x, axis, *(o[i] for o in others)) for i, (x, axis) in enumerate(zip(pairs, (-1, -2))))
+
+
+def _merge(cache: jax.Array, staged: jax.Array, length: jax.Array, axis: int) -> jax.Array:
+    """Writes the staged columns [.. P R K ticks H] into the cache [.. P R K C H] at each branch's own length."""
+    def write(old, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, old.ndim + axis)
+
+    write = jax.vmap(jax.vmap(write))
+    return jax.vmap(write, (0, 0, None))(cache, staged, length) if cache.ndim == 6 else write(cache, staged, length)
+
+
+def _joined(*caches: Any) -> Any:
+    """One pytree for `trunk`: a tuple of caches per layer, or of stacked caches."""
+    return tuple(zip(*caches, strict=True)) if isinstance(caches[0][0], tuple) else caches
+
+
+def _separated(entries: Any) -> Any:
+    """The inverse of `_joined`."""
+    return tuple(zip(*entries, strict=True)) if isinstance(entries[0][0], tuple) else entries
