@@ -1,0 +1,115 @@
+"""Contents → edits: the search/replace blocks that turn an example's files into its oracle, for supervised answers.
+
+On the path: example → **oracle answer** → ids → branch. This is the inverse of `patch`, which has the last word:
+every block is read back by its parser before it is used.
+
+The rule to invert: "\\n" is put before content, search and replacement, then *all* occurrences are replaced and one
+leading "\\n" is taken off. Contents are therefore handled as the pieces between line breaks ("a\\n" is "a" and ""):
+any run of one or more pieces can be replaced by any other run of one or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cydifflib
+
+from swerl_jax.data.records import Example
+from swerl_jax.env import patch
+
+_FINE_GROWTH = 6  # neighbouring lines tried one by one before the search grows in doubling steps
+_Hunk = tuple[int, int, int, int]  # lines [a, b) before become lines [c, d) after
+
+
+def oracle_edits(example: Example) -> list[patch.Edit]:
+    """Returns edits that turn `example.files` into `example.oracle` exactly, applied in order.
+
+    Each replaces one run of lines that occurs once when its turn comes; it is grown by whole neighbouring lines until
+    it does, and changes closer together than the markup of a second block is long share one.
+
+    Raises:
+      ValueError: naming the example, if it changes nothing or its text cannot be written between the markers.
+    """
+    edits: list[patch.Edit] = []
+    for path, after in example.oracle.items():
+        before = example.files.get(path, "")
+        if before != after:
+            edits += _file_edits(example.id, path, before.split("\n"), after.split("\n"))
+    if not edits:
+        raise ValueError(f"example {example.id!r} has no change to write an answer for: the oracle equals the files")
+    return edits
+
+
+def _file_edits(example_id: str, path: str, before: list[str], after: list[str]) -> list[patch.Edit]:
+    hunks = _hunks(before, after)
+    for candidate in (_merge_close(hunks, before, path), hunks):  # apart, they may step round a line that is markup
+        edits = [
+            _unique_edit(path, after[:c] + before[a:], (c, c + b - a), after[c:d]) for a, b, c, d in candidate
+        ]
+        if None not in edits:
+            return edits
+    raise ValueError(
+        f"example {example_id!r}: the change of {path!r} cannot be written as search/replace blocks, because every "
+        "choice of lines contains text that the parser takes for a marker"
+    )
+
+
+def _hunks(before: Sequence[str], after: Sequence[str]) -> list[_Hunk]:
+    """Returns the changed runs of lines; what both share at either end is set aside first, as matching is quadratic."""
+    shortest = min(len(before), len(after))
+    head = next((i for i in range(shortest) if before[i] != after[i]), shortest)
+    tail = next((i for i in range(shortest - head) if before[-1 - i] != after[-1 - i]), shortest - head)
+    a, b = before[head : len(before) - tail], after[head : len(after) - tail]
+    matcher = cydifflib.SequenceMatcher(None, a, b, autojunk=False)
+    return [
+        (a1 + head, a2 + head, b1 + head, b2 + head)
+        for kind, a1, a2, b1, b2 in matcher.get_opcodes()
+        if kind != "equal"
+    ]
+
+
+def _merge_close(hunks: Sequence[_Hunk], before: Sequence[str], path: str) -> list[_Hunk]:
+    """Joins hunks where repeating the lines between them, in search and replacement, is shorter than a new block."""
+    markup_chars = len(patch.render([patch.Edit(path, "", "")]))
+    merged = [hunks[0]]
+    for hunk in hunks[1:]:
+        between_chars = sum(len(line) + 1 for line in before[merged[-1][1] : hunk[0]])
+        if 2 * between_chars <= markup_chars:
+            merged[-1] = (merged[-1][0], hunk[1], merged[-1][2], hunk[3])
+        else:
+            merged.append(hunk)
+    return merged
+
+
+def _unique_edit(path: str, lines: Sequence[str], span: tuple[int, int], new: Sequence[str]) -> patch.Edit | None:
+    """Returns the shortest edit found that makes lines[start:end] `new`, or None if none can be parsed."""
+    start, end = span
+    content = "\n".join(["", *lines])
+    for above, below in _growths(start, len(lines) - end):
+        old = lines[start - above : end + below]
+        replacement = [*lines[start - above : start], *new, *lines[end : end + below]]
+        if not old or not replacement:
+            continue  # an edit cannot search for nothing, nor leave nothing: it takes a neighbour along
+        edit = patch.Edit(path, "\n".join(old), "\n".join(replacement))
+        if _occurs_once(content, "\n" + edit.search) and patch.parse(patch.render([edit])) == [edit]:
+            return edit
+    return None
+
+
+def _growths(room_above: int, room_below: int) -> Iterator[tuple[int, int]]:
+    """Yields how many lines above and below to take along, fewest first, up to the whole file."""
+    for total in range(_FINE_GROWTH + 1):
+        for above in range(min(total, room_above), -1, -1):
+            if total - above <= room_below:
+                yield above, total - above
+    size = 2 * _FINE_GROWTH
+    while size < 2 * max(room_above, room_below):
+        above, below = min(size, room_above), min(size, room_below)
+        yield from ((above, 0), (0, below), (above, below))
+        size *= 2
+    yield room_above, room_below
+
+
+def _occurs_once(content: str, search: str) -> bool:
+    first = content.find(search)
+    return first >= 0 and content.find(search, first + 1) < 0
