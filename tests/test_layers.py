@@ -1,0 +1,169 @@
+"""The import law: who may import whom, what stays free of jax, and how long files and functions may be."""
+
+import ast
+import fnmatch
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = "swerl_jax"
+
+# Module → the modules of this package that it may import, as patterns. A new module adds its row.
+MAY_IMPORT = {
+    "config": "",
+    "main": "*",
+    # data/: the nouns, and where examples come from
+    "data.records": "",
+    "data.atomic_file": "",
+    "data.swebench": "data.records",
+    "data.shards": "data.records data.swebench data.atomic_file",
+    "data.loader": "data.records data.shards",
+    "data.syntax": "",
+    "data.operators": "data.syntax",
+    "data.symptoms": "data.syntax",
+    "data.rename": "data.syntax",
+    "data.mutate": "data.syntax data.operators data.symptoms",
+    "data.stdlib": "data.syntax",
+    "data.tasks": "data.*",
+    # env/: text; it knows the nouns and itself
+    "env.matching": "",
+    "env.patch": "env.matching",
+    "env.reward": "data.records env.matching env.patch",
+    "env.scorer": "data.records env.reward",
+    "env.score_file": "data.records data.atomic_file env.patch env.reward env.scorer",
+    "env.edits": "data.records env.patch",
+    "env.prompts": "data.records env.edits env.patch",
+    "env.tokenizer": "",
+    "env.chat": "env.prompts env.tokenizer",
+    "env.episode": "data.records env.chat env.prompts env.reward env.scorer env.tokenizer",
+    "env.collector": "data.records env.chat env.episode env.prompts env.reward env.scorer env.tokenizer",
+    # policy/: ids and arrays; of the rest it knows the nouns alone
+    "policy.arch": "",
+    "policy.mesh": "",
+    "policy.attention": "policy.arch",
+    "policy.llama": "policy.arch policy.attention policy.mesh",
+    "policy.rows": "policy.arch policy.attention policy.llama",
+    "policy.sampler": "policy.arch policy.attention policy.llama",
+    "policy.engine": "data.records policy.*",
+    # learn/: what learns
+    "learn.advantage": "data.records",
+    "learn.batch": "data.records learn.advantage policy.arch policy.attention policy.rows",
+    "learn.loss": "",
+    "learn.learner": "learn.batch learn.loss policy.*",
+    "learn.checkpoint": "data.atomic_file",
+    "learn.metrics": "data.atomic_file data.records",
+    "learn.report": "data.records learn.metrics",
+    "learn.loop": "data.* learn.*",
+    "learn.rl": "data.* env.* policy.* learn.*",
+    "learn.sft": "data.* env.* policy.* learn.*",
+}
+
+# These handle text: importing them must stay quick and must not start an accelerator.
+JAX_FREE = ("config", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage")
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
+
+OPTIONAL_EXTRAS: frozenset[str] = frozenset()  # packages that a function may import for itself
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 80
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def read_modules():
+    """Name within the package → syntax tree, packages' own files included under the package's name."""
+    trees = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        trees[".".join(parts).removesuffix("__init__").removesuffix(".")] = ast.parse(path.read_text("utf-8"))
+    return trees
+
+
+TREES = read_modules()
+MODULES = sorted(name for name in TREES if not (ROOT / PACKAGE / name.replace(".", "/")).is_dir())
+PACKAGES = sorted(set(TREES) - set(MODULES))
+
+
+def imported_names(node):
+    """Full dotted names that an import statement may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    assert node.level == 0, f"relative import in line {node.lineno}"
+    return [f"{node.module}.{alias.name}" for alias in node.names]
+
+
+def project_imports(module):
+    """Modules of the package that `module` imports anywhere, those for type checkers included."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        for name in imported_names(node) if isinstance(node, IMPORTS) else []:
+            if name.split(".")[0] == PACKAGE:
+                inner = name.removeprefix(PACKAGE).removeprefix(".")
+                # "data.records.Example" is something inside "data.records"
+                found.add(inner if inner in TREES else inner.rpartition(".")[0])
+    return found
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_its_row_allows(module):
+    assert module in MAY_IMPORT, f"{module} has no row in MAY_IMPORT: say what it may import"
+    broken = {name for name in project_imports(module) if not matches(name, MAY_IMPORT[module].split())}
+    assert not broken, f"{module} may import [{MAY_IMPORT[module]}], but imports {sorted(broken)}"
+
+
+def test_the_table_keeps_the_halves_apart():
+    for module, allowed in MAY_IMPORT.items():
+        half = module.split(".")[0]
+        for other in ("env.x", "policy.x", "learn.x", "data.tasks", "main"):
+            is_forbidden = {
+                "data": not other.startswith("data."),
+                "env": not other.startswith("env."),
+                "policy": not other.startswith("policy."),
+            }.get(half, False)
+            assert not (is_forbidden and matches(other, allowed.split())), f"{module}: {allowed}"
+
+
+def test_there_is_no_cycle():
+    graph = {module: project_imports(module) & set(MODULES) for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the cycle in it
+
+
+def test_packages_import_nothing():
+    assert not [name for name in PACKAGES if any(isinstance(node, IMPORTS) for node in ast.walk(TREES[name]))]
+
+
+def test_text_modules_load_no_jax():
+    names = [f"{PACKAGE}.{name}" for name in MODULES if matches(name, JAX_FREE)]
+    program = f"import sys, {', '.join(names)}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "main"])
+def test_no_function_imports(module):
+    functions = [node for node in ast.walk(TREES[module]) if isinstance(node, FUNCTIONS)]
+    inside = {node for function in functions for node in ast.walk(function) if isinstance(node, IMPORTS)}
+    names = {name for node in inside for name in imported_names(node)}
+    assert {name for name in names if name.split(".")[0] not in OPTIONAL_EXTRAS} == set()
+
+
+def source_files():
+    folders = (PACKAGE, "tests", "configs", "launch")
+    return [ROOT / "setup.py", *(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))]
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_fit_their_limits(path):
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, FUNCTIONS):
+            assert node.end_lineno - node.lineno + 1 <= MAX_FUNCTION_LINES, node.name
