@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data.symptoms": "data.syntax",
     "data.rename": "data.syntax",
     "data.mutate": "data.syntax data.operators data.symptoms",
-    "data.stdlib": "data.syntax",
+    "data.stdlib": "data.syntax data.mutate data.rename",
     "data.tasks": "data.*",
     # env/: text; it knows the nouns and itself
     "env.matching": "",
