@@ -1,0 +1,226 @@
+"""Every setting once: its default, what it means with its unit, and where the value comes from.
+
+A config file returns `default()` with some values changed; the command line changes single ones
+(`--config.rl.steps=100`). A name that is not in this table fails with the nearest one that is. "ours" marks a value
+that SWE-RL (arXiv 2502.18449) does not disclose; "paper" one that it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+# name → (default, meaning [unit]; source)
+KEYS: dict[str, tuple[Any, str]] = {
+    "task": ("train", "what to do: train, score, eval or sample"),
+    "name": ("run", "the run's name, used for its directory when --workdir is not given"),
+    "seed": (0, "of data order, initialisation and sampling"),
+    "phases": (("sft", "rl"), "what training consists of, in order: sft, rl"),
+    "init": ("random", "where parameters come from: random, or the directory of a run or of its checkpoints"),
+    # -- data ----------------------------------------------------------------------------------------------------
+    "data.train": ((), "paths (files, directories, globs) of training examples; empty: made from the standard library"),
+    "data.weights": ((), "share of each path in the mixture; empty: equal"),
+    "data.held_out": ("", "path of the evaluation examples; empty with data.train empty: made from the standard library"),
+    "data.on_malformed": ("stop", "a malformed row: stop the run, or skip (and count) it"),
+    "data.shuffle": (True, "reshuffle every epoch"),
+    "tasks.train_count": (4000, "tasks made from the standard library for training [tasks]"),
+    "tasks.held_out_count": (200, "tasks made for evaluation, from other modules [tasks]"),
+    "tasks.max_function_bytes": (600, "size of the largest function used [bytes]"),
+    "tasks.scope": ("function", "what a task shows: function, or module"),
+    "tasks.distractor_files": (0, "further files shown that need no change [files]"),
+    "tasks.is_renamed": (True, "rename identifiers at random, so that copying must be learnt"),
+    # -- text ----------------------------------------------------------------------------------------------------
+    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, or train:VOCABULARY (sentencepiece, on the tasks)"),
+    "chat": ("llama3", "chat template: llama3 or compact; paper: Llama 3 headers"),
+    "prompt.style": ("swe_rl", "instructions: swe_rl (the paper's structure) or compact (issue and files only)"),
+    "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
+    "answer.max_tokens": (4096, "limit of an answer [tokens]; ours"),
+    # -- reward --------------------------------------------------------------------------------------------------
+    "reward.name": ("search_replace", "search_replace (paper), unified_diff, or module:function"),
+    "reward.similarity": ("difflib", "of two diffs: difflib (paper) or indel"),
+    "reward.line_autojunk": (True, "difflib's line heuristic while making diffs; True is the released behaviour"),
+    "reward.discrete": (False, "1 for an exact match else 0 (the paper's ablation)"),
+    "reward.truncated": ("score", "an answer cut by the limit: score its text as it is, or a number; paper silent, ours"),
+    "reward.workers": (2, "scoring processes"),
+    "reward.deadline_s": (0.0, "per answer [s]; 0: derived from answer.max_tokens so that no answer can reach it"),
+    "reward.max_fault_frac": (0.05, "share of answers lost to infrastructure faults above which the run stops; ours"),
+    # -- model and mesh --------------------------------------------------------------------------------------------
+    "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS; the vocabulary is taken from the tokenizer when trained here"),
+    "model.dtype": ("bfloat16", "of activations and matrix products: float32 or bfloat16"),
+    "model.param_dtype": ("float32", "of parameters and optimiser moments"),
+    "mesh.slice": (1, "data-parallel slices [devices]"),
+    "mesh.fsdp": (-1, "data and parameter shards [devices]; -1: all that are left"),
+    "mesh.tensor": (1, "tensor shards [devices]"),
+    # -- engine ----------------------------------------------------------------------------------------------------
+    "engine.groups": (8, "prompts sampled at one time (slots)"),
+    "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: powers of two up to prompt.max_tokens"),
+    "engine.ticks": (32, "tokens decoded between two looks of the host [tokens]"),
+    "engine.unroll_layers": ("auto", "layers as an unrolled loop: true, false, or auto (on CPU up to 16 layers)"),
+    "engine.temperature": (1.0, "of sampling; ours (the paper is silent for training)"),
+    "engine.top_p": (1.0, "refused unless 1: a truncated distribution makes the policy ratio wrong"),
+    "engine.top_k": (0, "refused unless 0: as top_p"),
+    # -- reinforcement learning --------------------------------------------------------------------------------------
+    "rl.steps": (1600, "rollout batches; paper: 1600"),
+    "rl.prompts": (32, "prompts a step; paper: 32"),
+    "rl.samples": (16, "answers a prompt; paper: 16"),
+    "rl.minibatches": (1, "optimiser steps an epoch over a rollout batch; paper: 1"),
+    "rl.epochs": (1, "passes over a rollout batch; paper: 1"),
+    "rl.advantage": ("grpo", "grpo, dr_grpo or rloo; paper: grpo"),
+    "rl.loss": ("clip", "clip or cispo; paper: clip"),
+    "rl.clip_low": (0.2, "ε below 1; ours"),
+    "rl.clip_high": (0.2, "ε above 1; ours"),
+    "rl.kl_coefficient": (0.0, "β of the k3 penalty against the policy before RL; ours"),
+    "rl.aggregation": ("token_mean", "token_mean, sequence_mean or constant; the paper is silent, ours"),
+    "rl.learn_truncated": (True, "False: answers cut by the limit carry no loss (they stay in the baseline); ours"),
+    "rl.drop_constant_groups": (False, "draw other groups for those whose rewards are all equal; ours"),
+    "rl.max_draws": (4, "with drop_constant_groups: at most this many times rl.prompts are drawn a step"),
+    "rl.max_lag": (0, "optimiser steps that a rollout may be behind; only 0 (synchronous) is implemented"),
+    "rl.max_logp_diff": (0.05, "mean |learner − sampler| log-probability above which the run stops [nats]; ours"),
+    # -- supervised fine-tuning ---------------------------------------------------------------------------------------
+    "sft.steps": (0, "optimiser steps"),
+    "sft.examples": (32, "examples a step"),
+    # -- optimiser (one for each phase) -------------------------------------------------------------------------------
+    "rl.learning_rate": (1e-6, "peak; ours"),
+    "rl.schedule": ("constant", "constant or cosine; ours"),
+    "rl.warmup_steps": (0, "updates of linear warm-up; ours"),
+    "sft.learning_rate": (1e-5, "peak; ours"),
+    "sft.schedule": ("cosine", "constant or cosine; ours"),
+    "sft.warmup_steps": (10, "updates of linear warm-up; ours"),
+    "optimizer.beta1": (0.9, "AdamW; ours"),
+    "optimizer.beta2": (0.95, "AdamW; ours"),
+    "optimizer.epsilon": (1e-8, "AdamW; ours"),
+    "optimizer.weight_decay": (0.0, "AdamW; ours"),
+    "optimizer.max_grad_norm": (1.0, "the global gradient norm is clipped to it; ours"),
+    "optimizer.max_skipped": (5, "updates with a non-finite gradient in a row after which the run stops"),
+    # -- learner ---------------------------------------------------------------------------------------------------
+    "learner.rows": (1, "rows of a microbatch on each data shard"),
+    "learner.row_tokens": ((), "branch tokens a row may hold [tokens]; empty: derived from answer.max_tokens and rl.samples"),
+    "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
+    "learner.remat": ("layer", "what the backward pass computes again: a name in policy.llama.REMAT"),
+    "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
+    # -- evaluation --------------------------------------------------------------------------------------------------
+    "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),
+    "eval.examples": (200, "held-out examples"),
+    "eval.samples": (1, "answers an example"),
+    "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
+    "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
+    "eval.checkpoint": ("", "task eval and sample: directory of a run or of its checkpoints"),
+    "eval.output": ("", "task eval: where the answers go (JSONL); empty: not written"),
+    # -- checkpoints and logs ------------------------------------------------------------------------------------------
+    "checkpoint.every_steps": (50, "a checkpoint every so many steps, and at the end"),
+    "checkpoint.keep": (3, "good checkpoints kept"),
+    "checkpoint.grace_s": (60.0, "SIGTERM: time to save the last finished step [s]"),
+    "log.tensorboard": (True, "write TensorBoard scalars"),
+    "log.rollouts": (True, "write every answer to rollouts/"),
+    # -- task score ------------------------------------------------------------------------------------------------------
+    "input": ("", "task score: JSONL with output, code_context, oracle_new_content, or a rollout file"),
+    "output": ("", "task score: where the scored rows go"),
+    "on_malformed": ("stop", "task score: a malformed row: stop, or skip (and count) it"),
+    # -- task sample -----------------------------------------------------------------------------------------------------
+    "sample.issue": ("", "the issue's text, or @FILE"),
+    "sample.files": ("", "paths of the files shown, separated by commas"),
+    "sample.temperature": (0.0, "0 is greedy"),
+}
+
+
+def default() -> ml_collections.ConfigDict:
+    """All settings with their defaults, locked: a misspelt name is an error."""
+    config = ml_collections.ConfigDict()
+    for name, (value, _) in KEYS.items():
+        *sections, key = name.split(".")
+        node = config
+        for section in sections:
+            if section not in node:
+                node[section] = ml_collections.ConfigDict()
+            node = node[section]
+        node[key] = value
+    return config.lock()
+
+
+def update(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Changes settings by their dotted names; returns the same config.
+
+    Raises:
+      ValueError: an unknown name, with the nearest valid one; or a value of another type than the default's.
+    """
+    for name, value in changes.items():
+        if name not in KEYS:
+            raise ValueError(unknown(name))
+        *sections, key = name.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        try:
+            node[key] = value
+        except TypeError as error:
+            raise ValueError(f"config.{name} is {value!r}; needed is {type(KEYS[name][0]).__name__} like the default "
+                             f"{KEYS[name][0]!r}") from error
+    return config
+
+
+def unknown(name: str) -> str:
+    """The error text for a setting that does not exist."""
+    near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.5)
+    hint = f"; did you mean config.{near[0]}?" if near else "; swerl_jax/config.py lists them all"
+    return f"config.{name} is not a setting{hint}"
+
+
+def flat(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting, in the table's order."""
+    for name in KEYS:
+        node: Any = config
+        for part in name.split("."):
+            node = node[part]
+        yield name, node
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """A combination that does not work: `is_broken(config)` and what to say."""
+
+    is_broken: Any
+    text: str
+
+
+_TASKS = ("train", "score", "eval", "sample")
+_RULES = (
+    _Rule(lambda c: c.task not in _TASKS, "task is {task!r}; needed is one of train, score, eval, sample"),
+    _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
+          "top_p {engine.top_p} / top_k {engine.top_k}: answers drawn from a truncated distribution make the policy ratio "
+          "of the loss wrong (it is taken against the full one); set top_p=1 and top_k=0 and use temperature"),
+    _Rule(lambda c: c.rl.max_lag != 0, "rl.max_lag is {rl.max_lag}; only 0 (synchronous) is implemented"),
+    _Rule(lambda c: not set(c.phases) <= {"sft", "rl"}, "phases are {phases}; needed are names out of sft, rl"),
+    _Rule(lambda c: c.engine.temperature <= 0, "engine.temperature is {engine.temperature}; training needs more than 0"),
+    _Rule(lambda c: c.rl.prompts % c.rl.minibatches != 0,
+          "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),
+    _Rule(lambda c: c.rl.aggregation not in ("token_mean", "sequence_mean", "constant"),
+          "rl.aggregation is {rl.aggregation!r}; needed is token_mean, sequence_mean or constant"),
+    _Rule(lambda c: c.rl.advantage not in ("grpo", "dr_grpo", "rloo"),
+          "rl.advantage is {rl.advantage!r}; needed is grpo, dr_grpo or rloo"),
+    _Rule(lambda c: c.rl.loss not in ("clip", "cispo"), "rl.loss is {rl.loss!r}; needed is clip or cispo"),
+    _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
+          "data.train is set and data.held_out is not; name the evaluation examples too"),
+    _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),
+          "data.weights {data.weights} and data.train {data.train} differ in number; give one weight a path"),
+    _Rule(lambda c: any(k > c.eval.samples for k in c.eval.pass_k),
+          "eval.pass_k {eval.pass_k} needs more answers than eval.samples {eval.samples}"),
+    _Rule(lambda c: c.task == "score" and not (c.input and c.output),
+          "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
+    _Rule(lambda c: c.task in ("eval", "sample") and not c.eval.checkpoint,
+          "task {task} needs --config.eval.checkpoint=RUN_DIRECTORY"),
+)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot work, before any device is touched.
+
+    Raises:
+      ValueError: every broken rule, one a line, each with what was got and what to change.
+    """
+    faults = [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
+    if faults:
+        raise ValueError("\n".join(faults))

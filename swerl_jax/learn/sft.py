@@ -1,0 +1,71 @@
+"""Supervised fine-tuning as a phase of the same loop: one branch a prompt, the oracle's answer, every advantage 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from swerl_jax.data.loader import Loader
+from swerl_jax.data.records import Example
+from swerl_jax.learn.advantage import token_weights
+from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack, padding_fraction
+from swerl_jax.learn.learner import Learner, State
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings:
+    """steps: optimiser steps. examples: prompts with one answer each, a step."""
+
+    steps: int
+    examples: int
+
+
+class SftPhase:
+    """One phase: `step` draws examples and takes one optimiser step on the mean token NLL of their answers.
+
+    Args:
+      prompt_ids, answer_ids: example → int32 [S] and int32 [T]; the answer ends with its stop id.
+    """
+
+    name = "sft"
+
+    def __init__(self, settings: SftSettings, loader: Loader, prompt_ids: Callable[[Example], np.ndarray],
+                 answer_ids: Callable[[Example], np.ndarray], learner: Learner, packing: PackSettings):
+        self.settings, self.loader, self.learner = settings, loader, learner
+        self.steps = settings.steps
+        self._prompt_ids, self._answer_ids, self._packing = prompt_ids, answer_ids, packing
+
+    @property
+    def compilations(self) -> int:
+        """Of the learner."""
+        return self.learner.compilations
+
+    def step(self, state: State, step: int) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
+        """Returns (state, metrics, no rollout rows)."""
+        del step
+        started = time.perf_counter()
+        examples = [self.loader.next()[1] for _ in range(self.settings.examples)]
+        answers = [self._answer_ids(example) for example in examples]
+        weights = token_weights("token_mean", [len(ids) for ids in answers])
+        groups = [Prefixed(self._prompt_ids(example), [_branch(ids, weight)])
+                  for example, ids, weight in zip(examples, answers, weights)]
+        batches = pack(groups, self._packing)
+        gradient, sums = self.learner.gradient(state.params, batches)
+        state, report = self.learner.update(state, gradient)
+        seconds = time.perf_counter() - started
+        valid = sum(int(b.is_valid.sum()) for b in batches)
+        return state, {
+            "sft/loss": sums["loss"], "loss": sums["loss"], "entropy": sums["entropy"] / sums["tokens"],
+            "grad_norm": report["grad_norm"], "lr": report["lr"], "update/count": 1, "update/skipped": report["skipped"],
+            "padding_frac": padding_fraction(batches), "tokens/learned": sums["tokens"],
+            "length/mean": float(np.mean([len(ids) for ids in answers])),
+            "prompt/mean": float(np.mean([len(g.prompt) for g in groups])),
+            "seconds/learn": seconds, "tokens_per_s/learn": valid / seconds}, []
+
+
+def _branch(ids: np.ndarray, weight: float) -> Branch:
+    return Branch(ids, np.ones(len(ids), bool), np.zeros(len(ids), np.float32), 1.0, weight)
