@@ -72,7 +72,7 @@ def test_answer_text_by_hand():
     assert prompts.answer_text(case, "Two is right.") == (
         "<think>\nTwo is right.\n</think>\n<solution>\n"
         "```python\n### m.py\n<<<<<<< SEARCH\na = 1\n=======\na = 2\n>>>>>>> REPLACE\n```\n\n"
-        "```python\n### n.txt\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```\n</solution>"
+        "```\n### n.txt\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```\n</solution>"
     )
 
 
