@@ -30,7 +30,7 @@ SPECIAL_NAMES = (BEGIN_OF_TEXT, END_OF_TEXT, PAD, START_HEADER, END_HEADER, EOT)
 
 # Ordinary text that a small model should spend one id on; see `train_sentencepiece`.
 MARKERS = ("<think>", "</think>", "<solution>", "</solution>", "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE",
-           "```python", "### ")
+           "```python", "```", "### ")
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 _SPACE = "\u2581"  # sentencepiece writes a space as this character inside its pieces
