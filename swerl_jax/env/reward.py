@@ -38,6 +38,7 @@ RewardFunction = Callable[[str, Files, Files], Outcome]
 
 _INDEL_SHARE = 64  # characters compared in one step of the bit-parallel algorithm
 _LINE_PAIRS = 1_000  # price of parsing one line of a unified diff, in pairs
+_TRIAL_PAIRS = 8  # price of one step of a pattern, in pairs
 
 
 class RewardContractError(ValueError):
@@ -164,7 +165,12 @@ def unified_diff_reward(
     A text that cannot be parsed counts as no change, so two such sides score 1.0. Binary files are passed over. A file
     without hunks (a mode change) scores 0. Where a path occurs twice the last one counts.
     """
-    work = Work(options.work_limit_pairs)
+    return _compare_patches(predicted_patches, oracle_patches, options, Work(options.work_limit_pairs))
+
+
+def _compare_patches(
+    predicted_patches: Iterable[str], oracle_patches: Iterable[str], options: RewardSpec, work: Work
+) -> Outcome:
     oracle = _read_patches(oracle_patches, work)
     predicted = _read_patches(predicted_patches, work)
     if work.is_exhausted:
@@ -192,7 +198,7 @@ def unified_diff_output_reward(output: str, files: Files, oracle: Files, options
     ]
     if work.is_exhausted:
         return Outcome(SCORED, 0.0, detail=_ORACLE_TOO_LARGE, thought=thought, answer=answer)
-    outcome = unified_diff_reward([_unfenced(answer)], oracle_patches, options)
+    outcome = _compare_patches([_unfenced(answer)], oracle_patches, options, work)
     return dataclasses.replace(outcome, thought=thought, answer=answer)
 
 
@@ -291,7 +297,7 @@ def _parse_pairs(text: str) -> int:
             trials = (1 + line.count(" ")) * (1 + line.count("://"))
         elif line.startswith("Binary file"):
             trials = (1 + line.count(" and ")) * (1 + line.count("\t"))
-        pairs += _LINE_PAIRS + len(line) * trials
+        pairs += _LINE_PAIRS + _TRIAL_PAIRS * len(line) * trials
     return pairs
 
 
