@@ -1,0 +1,91 @@
+"""Injects one bug into one function, leaving every other byte of the file as it was.
+
+On the path: standard library → tasks → here → Example. The operators live in `operators`, their issue texts in
+`symptoms`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import random
+from collections.abc import Mapping
+
+from swerl_jax.data import symptoms
+from swerl_jax.data.operators import OPERATORS
+from swerl_jax.data.syntax import Edit, Function, parse_function, parse_quietly
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """One injected bug.
+
+    Attributes:
+      text: the whole file with the bug.
+      operator: name in OPERATORS.
+      function: name of the function that holds the bug.
+      issue: what a user would report; names the function and how it misbehaves, not the fix.
+      line: 1-based line of `text` where the edit begins.
+    """
+
+    text: str
+    operator: str
+    function: str
+    issue: str
+    line: int
+
+
+def mutate(
+    source: str,
+    span: tuple[int, int],
+    rng: random.Random,
+    operator: str | None = None,
+    used: Mapping[str, int] | None = None,
+) -> Mutation | None:
+    """Injects one bug into the function on the lines `span` of `source`.
+
+    Args:
+      source: a whole Python file.
+      span: first and last line of the function, 1-based, decorators included.
+      rng: decides operator, place and wording.
+      operator: a name in OPERATORS; by default uniform among those that apply.
+      used: how often each operator was used so far; the least used that applies is taken, which balances a corpus.
+
+    Returns:
+      The mutation, or None where no operator applies. It compiles, and its syntax tree differs from the original's.
+
+    Raises:
+      ValueError: `span` holds no function, or `operator` is unknown.
+    """
+    if operator is not None and operator not in OPERATORS:
+        raise ValueError(f"got the operator {operator!r}; needed is one of {sorted(OPERATORS)}")
+    function = parse_function(source, span)
+    original = normalised(function.node)
+    for name in [operator] if operator else _order(rng, used or {}):
+        edits = list(OPERATORS[name](function))
+        rng.shuffle(edits)
+        for edit in edits:
+            if _is_bug(function, edit, original):
+                issue = symptoms.describe(rng, name, function.node.name, edit.subject, function.replaced(edit))
+                return Mutation(function.apply(edit), name, function.node.name, issue, function.line(edit))
+    return None
+
+
+def normalised(tree: ast.AST) -> str:
+    """Returns the syntax tree as text, without positions, comments and layout: equal texts, equal programs."""
+    return ast.dump(tree)
+
+
+def _order(rng: random.Random, used: Mapping[str, int]) -> list[str]:
+    names = sorted(OPERATORS)
+    rng.shuffle(names)
+    return sorted(names, key=lambda name: used.get(name, 0))  # stable: ties stay shuffled
+
+
+def _is_bug(function: Function, edit: Edit, original: str) -> bool:
+    try:
+        tree = parse_quietly(function.edited(edit))
+        compile(tree, "mutant", "exec")
+    except (SyntaxError, ValueError):
+        return False
+    return normalised(function.find(tree)) != original

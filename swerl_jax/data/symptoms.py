@@ -1,0 +1,128 @@
+"""What a user would report about an injected bug: where it shows and how, never the line that repairs it.
+
+On the path: mutation → here → the issue of an Example.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+# Per operator: sentences about a piece of code that the bug leaves in place (or has put there), then sentences
+# without one. {name} is the function, {subject} the piece.
+_TEXTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "comparison_flipped": (
+        ("`{name}` takes the wrong branch: the check of `{subject}` has the opposite outcome.",
+         "In `{name}` a comparison with `{subject}` is the wrong way round, so good input is treated as bad."),
+        ("`{name}` takes the wrong branch: one of its comparisons has the opposite outcome.",),
+    ),
+    "boundary": (
+        ("`{name}` is wrong exactly at the limit: when `{subject}` equals the bound, the wrong branch is taken.",
+         "Edge case in `{name}`: it misbehaves only if `{subject}` is equal to what it is compared with."),
+        ("`{name}` is wrong exactly at a limit: two equal values are put on the wrong side of a comparison.",),
+    ),
+    "wrong_operator": (
+        ("`{name}` computes a wrong value: the arithmetic on `{subject}` uses the wrong operation.",
+         "Wrong result from `{name}`: `{subject}` is combined with the other operand by the wrong operator."),
+        ("`{name}` computes a wrong value: one arithmetic operation is not the right one.",),
+    ),
+    "off_by_one": (
+        ("`{name}` is off by one in `{subject}`.",
+         "Off-by-one error in `{name}`: `{subject}` is one away from the right place."),
+        ("`{name}` is off by one: an index or a count is one too high or too low.",
+         "Off-by-one error in `{name}`: it looks one position away from the right one."),
+    ),
+    "wrong_bound": (
+        ("`{name}` covers the wrong range: the bounds used with `{subject}` include too much or too little.",
+         "`{name}` handles too many or too few elements; the limits around `{subject}` look wrong."),
+        ("`{name}` covers the wrong range: a bound includes too much or too little.",),
+    ),
+    "wrong_constant": (
+        ("`{name}` behaves as if a setting were wrong: the constant `{subject}` in it cannot be right.",
+         "Wrong behaviour of `{name}`: it uses the value `{subject}` where another constant is expected."),
+        ("`{name}` uses a wrong constant.",),
+    ),
+    "wrong_string": (
+        ("`{name}` uses the text `{subject}` in a place where a different one is expected.",
+         "In `{name}` the string `{subject}` shows up where it does not belong."),
+        ("`{name}` uses a wrong string.",),
+    ),
+    "negated_condition": (
+        ("`{name}` does the opposite of what it should when `{subject}` holds.",
+         "The condition on `{subject}` in `{name}` is inverted: the two cases are exchanged."),
+        ("A condition in `{name}` is inverted: it does the opposite of what it should.",),
+    ),
+    "missing_not": (
+        ("`{name}` does the opposite of what it should, depending on `{subject}`.",
+         "In `{name}` the case where `{subject}` is false is treated like the case where it is true."),
+        ("A condition in `{name}` is inverted: it holds when it should fail.",),
+    ),
+    "and_or": (
+        ("`{name}` combines two conditions wrongly: the outcome with `{subject}` is right only if both agree.",
+         "When only one of two conditions holds, among them `{subject}`, `{name}` goes wrong."),
+        ("`{name}` combines two conditions wrongly: it goes wrong when only one of them holds.",),
+    ),
+    "swapped_arguments": (
+        ("`{name}` passes values to `{subject}` in the wrong order.",
+         "The call of `{subject}` in `{name}` mixes up its arguments."),
+        ("`{name}` passes the arguments of a call in the wrong order.",),
+    ),
+    "swapped_operands": (
+        (),
+        ("`{name}` computes a wrong value: the two sides of an arithmetic operation are exchanged.",
+         "Wrong result from `{name}`, with the wrong sign or inverted: two operands stand in the wrong order."),
+    ),
+    "dropped_statement": (
+        ("`{name}` leaves out a step: something that should happen with `{subject}` never does.",
+         "A step of `{name}` is missing; it concerns `{subject}`."),
+        ("`{name}` leaves out a step: control goes on where it should not.",
+         "A statement of `{name}` is missing, so it does not stop or jump where it should."),
+    ),
+    "wrong_variable": (
+        ("`{name}` mixes up its variables: `{subject}` is used where another one is meant.",
+         "In `{name}` one use of `{subject}` is a mistake; the value of a different variable is needed there."),
+        ("`{name}` mixes up its variables.",),
+    ),
+    "wrong_return": (
+        ("`{name}` returns `{subject}` where the caller expects something else.",
+         "One of the results of `{name}` is wrong: it gives `{subject}`."),
+        ("`{name}` returns a wrong value.",),
+    ),
+    "early_return": (
+        (),
+        ("`{name}` stops after the first round of its loop and returns too early.",
+         "`{name}` only looks at the first element: it returns before the loop has finished."),
+    ),
+    "loop_control": (
+        (),
+        ("The loop in `{name}` does not end, or goes on, at the wrong moment.",
+         "`{name}` handles its loop wrongly: it leaves it where it should go on, or the reverse."),
+    ),
+    "wrong_exception": (
+        ("`{name}` deals with the wrong kind of error: `{subject}` is not the exception that fits.",
+         "Error handling in `{name}` names `{subject}`, but a different exception occurs."),
+        ("`{name}` deals with the wrong kind of error.",),
+    ),
+    "wrong_function": (
+        ("`{name}` calls `{subject}` where a related function is needed.",
+         "Wrong result from `{name}`: the call of `{subject}` does the wrong thing."),
+        ("`{name}` calls the wrong one of two related functions.",),
+    ),
+}
+
+
+def describe(rng: random.Random, operator: str, name: str, subject: str, removed: str) -> str:
+    """Words an issue.
+
+    Args:
+      rng: picks the wording.
+      operator: the kind of bug.
+      name: the function that misbehaves.
+      subject: code to mention, or "" for none.
+      removed: the text that the repair brings back, which is never mentioned.
+    """
+    about, plain = _TEXTS[operator]
+    quoted = re.escape(removed.strip())
+    leaks = bool(quoted) and re.search(rf"(?<!\w){quoted}(?!\w)", subject) is not None
+    texts = about if about and subject and not leaks else plain
+    return rng.choice(texts).format(name=name, subject=subject)

@@ -1,0 +1,232 @@
+"""Repair tasks made on this machine: functions of the standard library with one injected bug each.
+
+On the path: standard library → here → shards; deterministic from a seed, without a network.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from swerl_jax.data import atomic_file, mutate, operators, rename, stdlib, symptoms, syntax
+from swerl_jax.data.records import Example
+from swerl_jax.data.shards import write_examples
+
+FUNCTION = "function"  # a file is one function
+MODULE = "module"  # a file is a whole module
+MANIFEST = "tasks.json"
+
+# Draws in a row that give no new task before the corpus counts as exhausted.
+_PATIENCE = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """Which tasks to make.
+
+    Attributes:
+      seed: decides everything that is drawn; the split does not depend on it.
+      train_count, held_out_count: tasks of each split.
+      min_function_bytes, max_function_bytes: of the function that holds the bug, both included.
+      min_statements: in that function, nested ones counted, its docstring not.
+      scope: FUNCTION or MODULE: how much of the module the file is.
+      max_module_bytes: modules above it are left out.
+      distractor_files: further files of the same scope from the same split, shown and not to be changed.
+      is_renamed: give local variables other names each time, and the function and its parameters if it stands alone;
+        without it the number of different tasks is limited.
+    """
+
+    seed: int = 0
+    train_count: int = 4000
+    held_out_count: int = 200
+    min_function_bytes: int = 60
+    max_function_bytes: int = 600
+    min_statements: int = 2
+    scope: str = FUNCTION
+    max_module_bytes: int = 1_000_000
+    distractor_files: int = 0
+    is_renamed: bool = True
+
+    def __post_init__(self):
+        if self.scope not in (FUNCTION, MODULE):
+            raise ValueError(f"scope is {self.scope!r}; needed is {FUNCTION!r} or {MODULE!r}")
+        if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements) < 0:
+            raise ValueError(f"got {self}; needed are counts of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPaths:
+    """The two shards of a set of tasks."""
+
+    train: pathlib.Path
+    held_out: pathlib.Path
+
+
+def make_tasks(
+    spec: TaskSpec, directory: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+) -> TaskPaths:
+    """Writes the tasks of both splits with a manifest, or finds them made already.
+
+    Args:
+      spec: what to make.
+      directory: gets `train.array_record`, `held_out.array_record` and MANIFEST; tasks there that were made from the
+        same spec by the same Python and generator are used again, others replaced.
+      progress: called with tasks made and tasks wanted.
+
+    Raises:
+      ValueError: the library has too few functions within the bounds.
+    """
+    directory = pathlib.Path(directory)
+    paths = TaskPaths(directory / "train.array_record", directory / "held_out.array_record")
+    manifest = directory / MANIFEST
+    identity = _identity(spec)
+    if _is_made(manifest, identity) and paths.train.exists() and paths.held_out.exists():
+        return paths
+    directory.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)  # it vouches for the shards, so it goes first and comes last
+    total, made = spec.train_count + spec.held_out_count, 0
+    if progress is not None:
+        progress(0, total)  # the scan that follows takes seconds
+    corpus = scan(spec)
+    counts: dict[str, Any] = {}
+    for split, path in ((stdlib.TRAIN, paths.train), (stdlib.HELD_OUT, paths.held_out)):
+        histogram: collections.Counter[str] = collections.Counter()
+        tasks = _watched(iter_tasks(spec, split, corpus), histogram, made, total, progress)
+        made += write_examples(path, tasks)
+        counts[split] = {
+            "tasks": histogram.total(), "functions": len(corpus.of(split)), "operators": dict(sorted(histogram.items())),
+        }
+    atomic_file.write_atomically(manifest, json.dumps({**identity, **counts}, indent=1) + "\n")
+    return paths
+
+
+def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) -> Iterator[Example]:
+    """Yields the tasks of one split, each different from the others.
+
+    Args:
+      spec: what to make; the first tasks of a larger count are those of a smaller one.
+      split: "train" or "held_out".
+      corpus: what `scan(spec)` returns, where it is at hand.
+
+    Raises:
+      ValueError: the split is unknown, or the library has too few functions within the bounds.
+    """
+    if split not in stdlib.SPLITS:
+        raise ValueError(f"got the split {split!r}; needed is one of {stdlib.SPLITS}")
+    count = spec.train_count if split == stdlib.TRAIN else spec.held_out_count
+    corpus = corpus or scan(spec)
+    functions = corpus.of(split)
+    module_count = len({function.path for function in functions})
+    if count and module_count <= spec.distractor_files:
+        raise ValueError(
+            f"{spec.distractor_files} distractor files were asked for and {split} has functions in {module_count} modules; "
+            "needed are fewer, or wider bounds"
+        )
+    used: collections.Counter[str] = collections.Counter()
+    seen: set[bytes] = set()
+    attempt = last = 0
+    while len(seen) < count:
+        attempt += 1
+        if attempt - last > _PATIENCE:
+            raise ValueError(
+                f"found {len(seen)} different tasks of the {count} for {split} in {len(functions)} functions; needed "
+                "are wider bounds, is_renamed, or a smaller count"
+            )
+        # Seeded with a text, which hashes the same in every process.
+        rng = random.Random(f"{spec.seed}/{split}/{attempt}")
+        task = _task(spec, corpus, functions, rng, used)
+        digest = hashlib.sha256(repr((task.files, task.oracle)).encode()).digest() if task else b""
+        if task and digest not in seen:
+            used[task.meta["operator"]] += 1
+            last = attempt
+            yield dataclasses.replace(task, id=f"{split}-{len(seen):06d}")
+            seen.add(digest)
+
+
+def scan(spec: TaskSpec) -> stdlib.Corpus:
+    """Returns the functions of the library within the bounds of `spec`."""
+    bounds = (spec.min_function_bytes, spec.max_function_bytes, spec.min_statements, spec.max_module_bytes)
+    return stdlib.scan(*bounds, are_modules_shown=spec.scope == MODULE)
+
+
+def _task(
+    spec: TaskSpec,
+    corpus: stdlib.Corpus,
+    functions: list[stdlib.StdlibFunction],
+    rng: random.Random,
+    used: collections.Counter[str],
+) -> Example | None:
+    function = rng.choice(functions)
+    alone = spec.scope == FUNCTION
+    source = function.text if alone else corpus.modules[function.path]
+    span = (1, source.count("\n")) if alone else function.span
+    if spec.is_renamed:
+        source, _ = rename.rename(source, span, rng, is_public=alone)
+    bug = mutate.mutate(source, span, rng, used=used)
+    if bug is None:
+        return None
+    files = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
+    rng.shuffle(files)
+    return Example(
+        id="",
+        repo="python/cpython",
+        commit=f"v{platform.python_version()}",
+        issue=bug.issue,
+        files=dict(files),
+        oracle={function.path: source},
+        meta={"operator": bug.operator, "function": function.name, "line": bug.line},
+    )
+
+
+def _distractors(
+    spec: TaskSpec,
+    corpus: stdlib.Corpus,
+    functions: list[stdlib.StdlibFunction],
+    path: str,
+    rng: random.Random,
+) -> Iterator[tuple[str, str]]:
+    shown = {path}
+    while len(shown) <= spec.distractor_files:
+        other = rng.choice(functions)
+        if other.path not in shown:
+            shown.add(other.path)
+            yield other.path, other.text if spec.scope == FUNCTION else corpus.modules[other.path]
+
+
+def _identity(spec: TaskSpec) -> dict[str, Any]:
+    """Returns all that decides what the tasks are."""
+    digest = hashlib.sha256()
+    for module in (mutate, operators, rename, stdlib, symptoms, syntax):
+        digest.update(pathlib.Path(module.__file__).read_bytes())
+    digest.update(pathlib.Path(__file__).read_bytes())
+    return {"spec": dataclasses.asdict(spec), "python": platform.python_version(), "generator": digest.hexdigest()}
+
+
+def _is_made(manifest: pathlib.Path, identity: dict[str, Any]) -> bool:
+    try:
+        found = json.loads(manifest.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return isinstance(found, dict) and {key: found.get(key) for key in identity} == identity
+
+
+def _watched(
+    tasks: Iterable[Example],
+    histogram: collections.Counter[str],
+    before: int,
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Example]:
+    for number, task in enumerate(tasks, start=1):
+        histogram[task.meta["operator"]] += 1
+        if progress is not None:
+            progress(before + number, total)
+        yield task
