@@ -55,7 +55,8 @@ CASES = [
 @pytest.mark.parametrize("operator, line, expected", CASES)
 def test_each_operator_makes_its_own_bug(operator, line, expected):
     head, tail = "# é before\nclass C:\n", "\n# after \x0c\n"
-    signature = "    def function(a, other):  # naïve\n" if operator == "wrong_variable" else "    def function(self):\n"
+    parameters = "a, other" if operator == "wrong_variable" else "self"
+    signature = f"    def function({parameters}):  # naïve\n"
     source = f"{head}{signature}        {line}\n        print('', end=None)\n{tail}"
     found = set()
     for seed in range(60):
@@ -81,9 +82,9 @@ def test_every_operator_has_a_case():
 
 
 def test_wrong_spans_and_operators_are_refused():
-    for span in ((1, 1), (2, 3), (5, 9)):
+    for span in ((1, 1), (2, 4), (3, 3), (5, 9)):
         with pytest.raises(ValueError, match="function"):
-            mutate.mutate("x = 1\ndef f():\n    return x\ny = 2\n", (span[0], span[1] + (span == (2, 3))), random.Random(0))
+            mutate.mutate("x = 1\ndef f():\n    return x\ny = 2\n", span, random.Random(0))
     with pytest.raises(ValueError, match="needed is one of"):
         mutate.mutate("def f():\n    pass\n", (1, 2), random.Random(0), "unknown")
 

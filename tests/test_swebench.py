@@ -95,7 +95,8 @@ def test_what_cannot_be_shown_is_refused_by_name(changes, fault):
 
 
 @settings(max_examples=200, deadline=None)
-@given(strategies.lists(strategies.sampled_from(MODIFIED.splitlines(keepends=True) + ["@@ -1 +1 @@\n", "\\ x\n", "\x00"])))
+@given(strategies.lists(
+    strategies.sampled_from(MODIFIED.splitlines(keepends=True) + ["@@ -1 +1 @@\n", "\\ x\n", "\x00"])))
 def test_any_patch_converts_or_is_refused(lines):
     try:
         example = example_from_swebench(row("".join(lines)))

@@ -16,21 +16,22 @@ from swerl_jax.data.syntax import Edit, Function, all_arguments, parse_function
 
 _VERBS = (
     "add", "apply", "build", "check", "clean", "collect", "compare", "convert", "copy", "count", "create", "decode",
-    "expand", "extract", "fetch", "fill", "filter", "find", "format", "get", "handle", "join", "list", "load", "look_up",
-    "make", "mark", "match", "merge", "move", "open", "pack", "parse", "pick", "prepare", "read", "reduce", "remove",
-    "render", "reset", "resolve", "save", "scan", "select", "send", "set", "show", "sort", "split", "start", "store",
-    "test", "update", "verify", "walk", "write",
+    "expand", "extract", "fetch", "fill", "filter", "find", "format", "get", "handle", "join", "list", "load",
+    "look_up", "make", "mark", "match", "merge", "move", "open", "pack", "parse", "pick", "prepare", "read",
+    "reduce", "remove", "render", "reset", "resolve", "save", "scan", "select", "send", "set", "show", "sort",
+    "split", "start", "store", "test", "update", "verify", "walk", "write",
 )
 _NOUNS = (
-    "account", "area", "batch", "block", "box", "buffer", "cell", "chunk", "code", "color", "column", "config", "context",
-    "cost", "count", "cursor", "data", "date", "delta", "depth", "edge", "entry", "event", "factor", "field", "first",
-    "flag", "frame", "group", "handle", "head", "height", "host", "image", "index", "info", "input", "item", "job", "key",
-    "kind", "label", "last", "layer", "left", "length", "level", "limit", "line", "link", "lower", "mark", "member",
-    "message", "mode", "name", "node", "number", "offset", "order", "owner", "page", "pair", "part", "path", "place",
-    "point", "port", "price", "prefix", "query", "queue", "rate", "record", "ref", "region", "reply", "result", "right",
-    "root", "row", "rule", "sample", "score", "section", "shape", "side", "size", "slot", "source", "span", "stack",
-    "state", "step", "suffix", "table", "tag", "tail", "target", "task", "term", "text", "time", "token", "total", "unit",
-    "upper", "user", "value", "vector", "vertex", "weight", "width", "window", "word", "zone",
+    "account", "area", "batch", "block", "box", "buffer", "cell", "chunk", "code", "color", "column", "config",
+    "context", "cost", "count", "cursor", "data", "date", "delta", "depth", "edge", "entry", "event", "factor",
+    "field", "first", "flag", "frame", "group", "handle", "head", "height", "host", "image", "index", "info",
+    "input", "item", "job", "key", "kind", "label", "last", "layer", "left", "length", "level", "limit", "line",
+    "link", "lower", "mark", "member", "message", "mode", "name", "node", "number", "offset", "order", "owner",
+    "page", "pair", "part", "path", "place", "point", "port", "price", "prefix", "query", "queue", "rate", "record",
+    "ref", "region", "reply", "result", "right", "root", "row", "rule", "sample", "score", "section", "shape",
+    "side", "size", "slot", "source", "span", "stack", "state", "step", "suffix", "table", "tag", "tail", "target",
+    "task", "term", "text", "time", "token", "total", "unit", "upper", "user", "value", "vector", "vertex",
+    "weight", "width", "window", "word", "zone",
 )
 _KEPT = frozenset({"self", "cls", "_", "mcs", "mcls"})
 _RESERVED = frozenset(dir(builtins)) | frozenset(keyword.kwlist) | frozenset(keyword.softkwlist)
@@ -87,7 +88,7 @@ def _rename_definition(function: Function, new: str) -> Edit:
 
 
 def _fixed_names(node: ast.AST) -> set[str]:
-    """Returns the names bound or used where the tree gives no position for them, or where more than the name changes."""
+    """Returns the names that stand where the tree gives no position, or whose change would change more than a name."""
     fixed: set[str] = set()
     for part in ast.walk(node):
         match part:
@@ -120,7 +121,7 @@ def _all_names(node: ast.AST) -> set[str]:
 
 def _fresh(rng: random.Random, first: tuple[str, ...], second: tuple[str, ...], taken: set[str]) -> str:
     while True:
-        words = [rng.choice(second)] if first is second and rng.random() < 0.6 else [rng.choice(first), rng.choice(second)]
-        name = "_".join(words)
+        is_single = first is second and rng.random() < 0.6
+        name = rng.choice(second) if is_single else f"{rng.choice(first)}_{rng.choice(second)}"
         if name not in taken:
             return name

@@ -8,8 +8,8 @@ from __future__ import annotations
 import array
 import bisect
 import collections.abc
+import contextlib
 import dataclasses
-import functools
 import glob
 import gzip
 import itertools
@@ -112,9 +112,12 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) ->
         raise ValueError(f"{path} has an unknown form; needed is a name ending in one of {SUFFIXES}")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     scratch = f"{path}.{os.getpid()}.part"
-    writer = _write_records if suffix == ".array_record" else _write_lines
+    rows = _encoded(path, examples)
     try:
-        count = writer(scratch, _encoded(path, examples), suffix)
+        if suffix == ".array_record":
+            count = _write_records(scratch, rows)
+        else:
+            count = _write_lines(scratch, rows, is_compressed=suffix == ".jsonl.gz")
         os.replace(scratch, path)
     finally:
         pathlib.Path(scratch).unlink(missing_ok=True)
@@ -257,18 +260,18 @@ def _encoded(path: str, examples: Iterable[Example]) -> Iterable[bytes]:
             raise MalformedRow(path, row, f"{error} (while writing)") from error
 
 
-def _write_lines(path: str, rows: Iterable[bytes], suffix: str) -> int:
-    # Without a time stamp and name in its header the same rows give the same bytes.
-    opener = functools.partial(gzip.GzipFile, "", "wb", mtime=0) if suffix.endswith(".gz") else None
+def _write_lines(path: str, rows: Iterable[bytes], *, is_compressed: bool) -> int:
     count = 0
-    with open(path, "wb") as raw, (opener(fileobj=raw) if opener else raw) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "wb"))
+        if is_compressed:  # without a time stamp and name in its header the same rows give the same bytes
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         for count, row in enumerate(rows, start=1):
             file.write(row + b"\n")
     return count
 
 
-def _write_records(path: str, rows: Iterable[bytes], suffix: str) -> int:
-    del suffix
+def _write_records(path: str, rows: Iterable[bytes]) -> int:
     # One record a group: any row is read without its neighbours.
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
     count = 0

@@ -102,7 +102,9 @@ def make_tasks(
         tasks = _watched(iter_tasks(spec, split, corpus), histogram, made, total, progress)
         made += write_examples(path, tasks)
         counts[split] = {
-            "tasks": histogram.total(), "functions": len(corpus.of(split)), "operators": dict(sorted(histogram.items())),
+            "tasks": histogram.total(),
+            "functions": len(corpus.of(split)),
+            "operators": dict(sorted(histogram.items())),
         }
     atomic_file.write_atomically(manifest, json.dumps({**identity, **counts}, indent=1) + "\n")
     return paths
@@ -127,8 +129,8 @@ def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) 
     module_count = len({function.path for function in functions})
     if count and module_count <= spec.distractor_files:
         raise ValueError(
-            f"{spec.distractor_files} distractor files were asked for and {split} has functions in {module_count} modules; "
-            "needed are fewer, or wider bounds"
+            f"{spec.distractor_files} distractor files were asked for and {split} has functions in {module_count} "
+            "modules; needed are fewer, or wider bounds"
         )
     used: collections.Counter[str] = collections.Counter()
     seen: set[bytes] = set()
