@@ -153,7 +153,7 @@ def _apply_to_file(path: str, edits: Sequence[Edit], before: str, work: Work, ma
         matches = content.count(search)
         if not matches:
             raise FormatFault("search_not_found", f"{path}: no such lines: {_shown(edit.search)}")
-        growth = len(content) + matches * (len(replace) - len(search)) - len(before)
+        growth = len(content) - 1 + matches * (len(replace) - len(search)) - len(before)
         content = None if growth > max_growth_chars else content.replace(search, replace)
     return None if content is None else content[1:]
 
