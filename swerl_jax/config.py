@@ -83,6 +83,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- supervised fine-tuning ---------------------------------------------------------------------------------------
     "sft.steps": (0, "optimiser steps"),
     "sft.examples": (32, "examples a step"),
+    "sft.rows": (8, "rows of a microbatch on each data shard; a row holds one example"),
+    "sft.thought": ("The fault is in {paths}.", "what the taught answer thinks; {paths} are the changed files; ours"),
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),
     "rl.schedule": ("constant", "constant or cosine; ours"),

@@ -15,7 +15,9 @@ PACKAGE = "swerl_jax"
 # Module → the modules of this package that it may import, as patterns. A new module adds its row.
 MAY_IMPORT = {
     "config": "",
+    "dry_run": "config policy.arch",
     "main": "*",
+    "assemble": "*",
     # data/: the nouns, and where examples come from
     "data.records": "",
     "data.atomic_file": "",
@@ -57,7 +59,10 @@ MAY_IMPORT = {
     "learn.checkpoint": "data.atomic_file",
     "learn.metrics": "data.atomic_file data.records",
     "learn.report": "data.records learn.metrics",
+    "learn.evaluate": "data.records env.* policy.* learn.report",
     "learn.loop": "data.* learn.*",
+    "learn.summary": "data.atomic_file learn.*",
+    "learn.answer": "data.records env.* policy.* learn.report",
     "learn.rl": "data.* env.* policy.* learn.*",
     "learn.sft": "data.* env.* policy.* learn.*",
 }

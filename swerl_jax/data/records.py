@@ -88,6 +88,11 @@ class Outcome:
     thought: str = ""
     answer: str = ""
 
+    @property
+    def is_well_formed(self) -> bool:
+        """The answer could be parsed and applied, whether the limit cut it or not."""
+        return self.status in (SCORED, TRUNCATED) and not self.reason
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:

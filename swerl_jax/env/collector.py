@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ class Collector:
         self._pending: dict[tuple[int, int], _Draw] = {}
         self._groups: dict[int, Group] = {}
         self._failure: BaseException | None = None
+        self.seconds_waiting = 0.0  # spent with nothing left to sample and verdicts still to come, since it was made
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
         self._thread.start()
@@ -140,8 +142,10 @@ class Collector:
         if self._pending:
             self._deliver(engine.tick())
         else:
+            started = time.perf_counter()
             with self._changed:  # only verdicts are awaited
                 self._changed.wait_for(lambda: self._failure or self._requests or self._busy, timeout=0.01)
+            self.seconds_waiting += time.perf_counter() - started
 
     def _deliver(self, turns: list[tuple[int, int, Turn]]) -> None:
         with self._changed:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from swerl_jax.data.records import LENGTH, SCORED, TRUNCATED, Example, Outcome, Rollout, Turn
+from swerl_jax.data.records import LENGTH, TRUNCATED, Example, Outcome, Rollout, Turn
 from swerl_jax.env.tokenizer import Tokenizer
 
 
@@ -94,8 +94,3 @@ def rollout(task: Task, sample: int, turns: list[Turn], observations: list[np.nd
             version.append(np.full(m, -1, np.int32))
     joined = (np.concatenate(parts) for parts in (ids, is_sampled, logp, version))
     return Rollout(task.example.id, sample, *joined, turns[-1].stop_reason, text, outcome)
-
-
-def is_well_formed(outcome: Outcome) -> bool:
-    """True when the answer could be parsed and applied, cut or not."""
-    return outcome.status in (SCORED, TRUNCATED) and not outcome.reason

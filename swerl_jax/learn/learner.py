@@ -98,6 +98,7 @@ class Learner:
         self._transformation = optimizer.build()
         self.abstract = self._abstract_state()
         self._init = jax.jit(self._make_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+        self._begin = jax.jit(self._fresh, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
         self._add = jax.jit(self._accumulate, donate_argnames="gradient")
         self._apply = jax.jit(self._update, donate_argnames=("state", "gradient"))
@@ -112,6 +113,11 @@ class Learner:
         """A fresh state, sharded over the mesh."""
         with jax.set_mesh(self.mesh):
             return self._init(jax.random.key(seed))
+
+    def begin(self, params: Llama) -> State:
+        """A state of a new phase: these parameters, a fresh optimiser. `params` is consumed."""
+        with jax.set_mesh(self.mesh):
+            return self._begin(params)
 
     def place(self, batch: Batch) -> Batch:
         """The batch's rows on the mesh."""
@@ -152,6 +158,9 @@ class Learner:
 
     def _make_state(self, key: jax.Array) -> State:
         params = Llama(self.arch, key, self.param_dtype)
+        return self._fresh(params)
+
+    def _fresh(self, params: Llama) -> State:
         return State(jnp.zeros((), jnp.int32), params, self._transformation.init(params))
 
     def _abstract_state(self) -> State:

@@ -22,6 +22,7 @@ from swerl_jax.data import atomic_file
 
 METRICS_NAME = "metrics.jsonl"
 ROLLOUTS_NAME = "rollouts"
+EVALUATIONS_NAME = "evaluations"
 TENSORBOARD_NAME = "tensorboard"
 
 _ROLLOUT_FILE = re.compile(r"step_(\d{6,})\.jsonl(\.partial)?")
@@ -96,13 +97,12 @@ METRICS: dict[str, Metric] = {
     "eval/length_mean": Metric("tokens", "held-out: mean length of an answer"),
     "eval/answers": Metric("count", "held-out: answers evaluated"),
     "eval/infra_faults": Metric("count", "held-out: answers without a verdict"),
-    "eval/sft_loss": Metric("nats", "held-out: mean negative log-likelihood of a target token"),
 }
 
 # What may differ between a resumed and an uninterrupted run: it measures the machine, not the learning.
 TIMING_KEYS: frozenset[str] = frozenset({
     "seconds/sample", "seconds/score", "seconds/learn", "seconds/eval", "seconds/checkpoint", "seconds/step",
-    "tokens_per_s/sample", "tokens_per_s/learn", "compilations", "memory/peak_gib",
+    "tokens_per_s/sample", "tokens_per_s/learn", "compilations", "memory/peak_gib", "scorer/retries",
 })  # fmt: skip
 
 # Terminal columns, most important first: label → metric.
@@ -112,7 +112,7 @@ RL_COLUMNS: dict[str, str] = {
     "time": "seconds/step",
 }  # fmt: skip
 SFT_COLUMNS: dict[str, str] = {
-    "loss": "sft/loss", "held-out": "eval/sft_loss", "|g|": "grad_norm", "lr": "lr",
+    "loss": "sft/loss", "held-out": "eval/reward", "|g|": "grad_norm", "lr": "lr",
     "tok/s": "tokens_per_s/learn", "time": "seconds/step",
 }  # fmt: skip
 
@@ -201,9 +201,9 @@ class MetricsLog:
 class RolloutLog:
     """`rollouts/step_NNNNNN.jsonl` of one run: every prompt and answer of a step with its verdict."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Opens the log of the run in `directory`; makes `rollouts/` in it."""
-        self.directory = pathlib.Path(directory) / ROLLOUTS_NAME
+    def __init__(self, directory: str | os.PathLike[str], name: str = ROLLOUTS_NAME) -> None:
+        """Opens the log of the run in `directory`; makes the folder `name` in it."""
+        self.directory = pathlib.Path(directory) / name
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> pathlib.Path:

@@ -53,7 +53,7 @@ PANELS = (
         {"correct format": "format/correct_frac", "exact fix": "exact_frac"},
         scale=100,
     ),
-    Panel("Supervised warm start", "nats per token", {"training": "sft/loss", "held-out": "eval/sft_loss"}),
+    Panel("Supervised warm start", "nats per token", {"training": "sft/loss"}),
     Panel(
         "Held-out reward",
         "reward (−1 … 1)",
@@ -89,12 +89,12 @@ class ExampleResult:
 
     @classmethod
     def of(cls, example_id: str, outcomes: Sequence[records.Outcome]) -> ExampleResult:
-        """Collects the outcomes of one example's answers; well-formed means that it was scored."""
+        """Collects the outcomes of one example's answers; see `Outcome.is_well_formed`."""
         judged = [outcome for outcome in outcomes if outcome.status != records.INFRA_FAULT]
         return cls(
             example_id=example_id,
             rewards=tuple(float(outcome.reward) for outcome in judged),
-            is_well_formed=tuple(outcome.status == records.SCORED for outcome in judged),
+            is_well_formed=tuple(outcome.is_well_formed for outcome in judged),
             is_exact=tuple(outcome.is_exact for outcome in judged),
             faults=len(outcomes) - len(judged),
         )

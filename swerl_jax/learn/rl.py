@@ -12,7 +12,7 @@ import numpy as np
 from swerl_jax.data.loader import Loader
 from swerl_jax.data.records import FORMAT_REASONS, INFRA_FAULT, LENGTH, Example, Group, Rollout
 from swerl_jax.env.collector import Collector
-from swerl_jax.env.episode import Task, is_well_formed
+from swerl_jax.env.episode import Task
 from swerl_jax.learn import advantage
 from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack, padding_fraction
 from swerl_jax.learn.learner import Learner, State
@@ -44,6 +44,7 @@ class RlPhase:
 
     Args:
       loader: the stream of examples. prompt_ids: example → prompt, int32 [S].
+      scorer_retries: how often scoring was tried again so far.
       reference: parameters for the k3 penalty, or None.
     """
 
@@ -51,11 +52,12 @@ class RlPhase:
 
     def __init__(self, settings: RlSettings, loader: Loader, prompt_ids: Callable[[Example], np.ndarray],
                  engine: Engine, collector: Collector, learner: Learner, packing: PackSettings,
-                 reference: Llama | None = None):
+                 reference: Llama | None = None, scorer_retries: Callable[[], int] = lambda: 0):
         self.settings, self.loader, self.learner, self.engine = settings, loader, learner, engine
         self.steps = settings.steps
         self.reference = reference
         self._prompt_ids, self._collector, self._packing = prompt_ids, collector, packing
+        self._scorer_retries = scorer_retries
 
     @property
     def compilations(self) -> int:
@@ -71,10 +73,12 @@ class RlPhase:
         Raises:
           ValueError: too many faults of ours, no group left to learn from, or sampler and learner disagree.
         """
-        started = time.perf_counter()
+        started, retries, waiting = time.perf_counter(), self._scorer_retries(), self._collector.seconds_waiting
         groups, kept = self._sample(state.params, step)
         sampled = time.perf_counter()
         metrics = rollout_metrics(groups)
+        metrics["scorer/retries"] = self._scorer_retries() - retries
+        metrics["seconds/score"] = self._collector.seconds_waiting - waiting
         metrics["group/dropped"] = len(groups) - len(kept)
         self._check_faults(metrics["infra_faults"], sum(len(g.rollouts) for g in groups))
         state, learned = self._learn(state, kept)
@@ -188,7 +192,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     rollouts = [r for g in groups for r in g.rollouts]
     known = [r for r in rollouts if r.outcome.status != INFRA_FAULT]
     rewards = np.array([r.outcome.reward for r in known] or [np.nan])
-    formed = [r.outcome.reward for r in known if is_well_formed(r.outcome)]
+    formed = [r.outcome.reward for r in known if r.outcome.is_well_formed]
     lengths = np.array([len(r.ids) for r in rollouts])
     count = max(len(known), 1)
     reasons = {f"format/{reason}_frac": sum(r.outcome.reason == reason for r in known) / count
@@ -214,7 +218,8 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
             "issue": example.issue, "code_context": dict(example.files), "oracle_new_content": dict(example.oracle)}
     rows = [{"kind": "rollout", "example_id": example.id, "sample": r.sample, "output": r.text,
              "reward": r.outcome.reward, "status": r.outcome.status, "reason": r.outcome.reason,
-             "detail": r.outcome.detail, "is_exact": r.outcome.is_exact, "stop_reason": r.stop_reason,
+             "detail": r.outcome.detail, "is_well_formed": r.outcome.is_well_formed, "is_exact": r.outcome.is_exact,
+             "stop_reason": r.stop_reason,
              "tokens": len(r.ids), "logp": float(r.logp[r.is_sampled].sum(dtype=np.float64)),
              "version": int(r.version.max(initial=-1)),
              "similarities": [{"path": s.path, "similarity": s.ratio} for s in r.outcome.similarities]}

@@ -1,0 +1,296 @@
+"""From a config to the parts of a run: one small builder a part, called by main's wiring functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from swerl_jax.data.loader import Loader, Source, held_out
+from swerl_jax.data.records import Example
+from swerl_jax.data.shards import open_examples
+from swerl_jax.data.tasks import TaskSpec, make_tasks
+from swerl_jax.env.chat import Chat
+from swerl_jax.env.collector import Collector
+from swerl_jax.env.episode import SingleTurn
+from swerl_jax.env.progress import Progress
+from swerl_jax.env.prompts import answer_text, messages
+from swerl_jax.env.reward import RewardSpec
+from swerl_jax.env.scorer import ScoringPool, default_deadline_s
+from swerl_jax.env.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from swerl_jax.learn.batch import PackSettings
+from swerl_jax.learn.checkpoint import Checkpoints
+from swerl_jax.learn.evaluate import Evaluator
+from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
+from swerl_jax.learn.loss import LossSettings
+from swerl_jax.learn.rl import RlPhase, RlSettings
+from swerl_jax.learn.sft import SftPhase, SftSettings
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import ARCHS, Arch
+from swerl_jax.policy.engine import Engine, EngineSettings
+from swerl_jax.policy.llama import Llama
+
+CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
+REFERENCE_NAME = "reference"
+UNROLLED_LAYERS = 16  # above it, tracing every layer costs more than the scan
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Everything between examples and ids.
+
+    Attributes:
+      tokenizer, chat: as configured. style: of prompts. thought: of taught answers.
+      max_prompt_tokens, max_answer_tokens: budgets; examples above them are dropped, never cut.
+    """
+
+    tokenizer: Tokenizer
+    chat: Chat
+    style: str
+    thought: str
+    max_prompt_tokens: int
+    max_answer_tokens: int
+
+    def prompt_ids(self, example: Example) -> np.ndarray:
+        """int32 [S]."""
+        return np.asarray(self.chat.prompt(messages(example, self.style)), np.int32)
+
+    def answer_ids(self, example: Example) -> np.ndarray:
+        """int32 [T]: the oracle's answer with its stop id."""
+        thought = self.thought.format(paths=", ".join(sorted(example.oracle)))
+        return np.asarray(self.chat.answer(answer_text(example, thought)), np.int32)
+
+    def refuses_prompt(self, example: Example) -> str | None:
+        """Why an example cannot be asked, or None."""
+        return "over_budget" if len(self.prompt_ids(example)) > self.max_prompt_tokens else None
+
+    def refuses_answer(self, example: Example) -> str | None:
+        """Why an example cannot be taught, or None."""
+        try:
+            is_long = len(self.answer_ids(example)) > self.max_answer_tokens
+        except ValueError:
+            return "not_expressible"
+        return "over_budget" if is_long else self.refuses_prompt(example)
+
+
+def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tuple[tuple[str, ...], str]:
+    """(training paths, held-out path); without configured ones, tasks are made from the standard library."""
+    if config.data.train:
+        return tuple(config.data.train), config.data.held_out
+    t = config.tasks
+    spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
+                    max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
+                    is_renamed=t.is_renamed)
+    with Progress(spec.train_count + spec.held_out_count, "making tasks") as bar:
+        made = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal made
+            bar.advance(done - made)
+            made = done
+
+        paths = make_tasks(spec, directory / "tasks", show)
+    return (str(paths.train),), str(paths.held_out)
+
+
+def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
+    """The tokenizer (trained into the run's directory when asked for) with chat template and budgets."""
+    kind, _, size = config.tokenizer.partition(":")
+    if kind == "train":
+        path = directory / "tokenizer" / "sentencepiece.model"
+        if path.exists():
+            tokenizer = load_tokenizer(f"sentencepiece:{path}")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+    return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought,
+                config.prompt.max_tokens, config.answer.max_tokens)
+
+
+def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int = 2000):
+    for path in train:
+        examples = open_examples(path)
+        for i in range(min(limit, len(examples))):
+            yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
+            yield answer_text(examples[i], config.sft.thought.format(paths=", ".join(sorted(examples[i].oracle))))
+
+
+def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
+    """The configured sizes; a tokenizer trained here, or of bytes, sets the vocabulary.
+
+    Raises:
+      ValueError: unknown name, or the tokenizer has more ids than the model.
+    """
+    if config.model.arch not in ARCHS:
+        raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
+    known = ARCHS[config.model.arch]
+    if config.tokenizer == "byte" or config.tokenizer.startswith("train:"):
+        return dataclasses.replace(known, V=tokenizer.vocab_size)
+    if tokenizer.vocab_size > known.V:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "
+                         "use the model's own tokenizer")
+    return known
+
+
+def mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh over all devices."""
+    return mesh_lib.make_mesh({axis: config.mesh[axis] for axis in ("slice", "fsdp", "tensor")})
+
+
+def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
+           accept: Callable[[Example], str | None]) -> Loader:
+    """The stream of training examples of this process."""
+    weights = config.data.weights or (1.0,) * len(train)
+    return Loader([Source(path, weight) for path, weight in zip(train, weights, strict=True)], seed,
+                  shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed,
+                  process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def scoring(config: ml_collections.ConfigDict) -> ScoringPool:
+    """The scoring processes."""
+    r = config.reward
+    spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
+    chars = CHARS_A_TOKEN * (config.answer.max_tokens + config.prompt.max_tokens)
+    return ScoringPool(spec, r.workers, r.deadline_s or default_deadline_s(chars, chars))
+
+
+def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, poll: Callable[[], None]) -> Collector:
+    """Single-turn episodes against the scoring pool."""
+    truncated = None if config.reward.truncated == "score" else float(config.reward.truncated)
+    episode = SingleTurn(text.tokenizer, text.chat.stop_ids, text.max_answer_tokens,
+                         lambda output, example: pool.submit(output, example.files, example.oracle), truncated)
+    return Collector(episode, text.max_answer_tokens, poll=poll)
+
+
+def prefix_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """As configured, or a quarter, a half and the whole of the prompt budget."""
+    whole = config.prompt.max_tokens
+    return tuple(config.engine.prefix_buckets) or tuple(sorted({-(-whole // 4), -(-whole // 2), whole}))
+
+
+def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, *, samples: int, temperature: float,
+           purpose: str, groups: int = 0) -> Engine:
+    """An engine with `samples` lanes a slot."""
+    e = config.engine
+    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
+    slots = -(-(groups or e.groups) // shards) * shards
+    is_cpu = jax.default_backend() == "cpu"
+    unroll = {"true": True, "false": False, "auto": is_cpu and arch.L <= UNROLLED_LAYERS}[str(e.unroll_layers).lower()]
+    return Engine(arch, EngineSettings(
+        groups=slots, samples=samples, prefix_buckets=prefix_buckets(config),
+        branch_buckets=(config.answer.max_tokens,), stop_ids=text.chat.stop_ids, ticks=e.ticks, temperature=temperature,
+        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll), mesh)
+
+
+def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
+              ) -> Evaluator:
+    """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
+    examples = [e for e in held_out(path, config.eval.examples) if text.refuses_prompt(e) is None]
+    if len(examples) < config.eval.examples:
+        print(f"held-out: {config.eval.examples - len(examples)} of {config.eval.examples} examples exceed "
+              f"prompt.max_tokens={config.prompt.max_tokens} and are left out")
+    lanes = config.engine.groups * config.rl.samples
+    one = engine(config, arch, mesh, text, samples=config.eval.samples, temperature=config.eval.temperature,
+                 purpose="eval", groups=max(1, lanes // config.eval.samples))
+    return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector)
+
+
+def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: str) -> Learner:
+    """The learner of one phase: "rl" or "sft"."""
+    p, o = config[phase], config.optimizer
+    steps = p.steps * (p.minibatches * p.epochs if phase == "rl" else 1)
+    optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
+                                  o.weight_decay, o.max_grad_norm)
+    loss = LossSettings("nll") if phase == "sft" else LossSettings(
+        config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
+    return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
+                   param_dtype=jnp.dtype(config.model.param_dtype), remat=config.learner.remat,
+                   vocabulary_chunk=config.learner.vocabulary_chunk)
+
+
+def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSettings:
+    """The rows of one phase: a group's answers share a row, a taught answer has its own."""
+    longest = config.answer.max_tokens
+    block = config.learner.block or min(128, longest)
+    padded = -(-longest // block) * block
+    answers = config.rl.samples if phase == "rl" else 1
+    sizes = tuple(config.learner.row_tokens) or tuple(sorted(
+        {max(padded, -(-answers * padded // part // block) * block) for part in (1, 2, 4)}))
+    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
+    rows = (config.learner.rows if phase == "rl" else config.sft.rows) * shards
+    return PackSettings(prefix_buckets(config), sizes, block, longest, rows)
+
+
+def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...]) -> SftPhase:
+    """The supervised phase."""
+    settings = SftSettings(config.sft.steps, config.sft.examples)
+    return SftPhase(settings, loader(config, train, config.seed, text.refuses_answer), text.prompt_ids, text.answer_ids,
+                    learner(config, arch, mesh, "sft"), packing(config, mesh, "sft"))
+
+
+def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
+             collector: Collector, pool: ScoringPool) -> RlPhase:
+    """The reinforcement-learning phase; its stream is shuffled apart from the supervised one."""
+    r = config.rl
+    settings = RlSettings(
+        steps=r.steps, prompts=r.prompts, samples=r.samples, minibatches=r.minibatches, epochs=r.epochs,
+        advantage=r.advantage, aggregation=r.aggregation, constant_length=config.answer.max_tokens,
+        learn_truncated=r.learn_truncated, drop_constant_groups=r.drop_constant_groups, max_draws=r.max_draws,
+        max_logp_diff=r.max_logp_diff, max_fault_frac=config.reward.max_fault_frac)
+    one = engine(config, arch, mesh, text, samples=r.samples, temperature=config.engine.temperature, purpose="train")
+    return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
+                   learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
+                   scorer_retries=lambda: pool.counts.retries)
+
+
+def saved_params(directory: str, learner: Learner) -> Llama:
+    """The parameters in a run's newest good checkpoint, on the learner's mesh.
+
+    Raises:
+      ValueError: there is none, or it holds another model.
+    """
+    checkpoints = Checkpoints.open(directory)
+    arrays, _ = checkpoints.restore(checkpoints.newest, to_arrays(learner.abstract))
+    return from_arrays(learner.abstract, arrays).params
+
+
+def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],
+                   state: State, step: int) -> None:
+    """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept on disk.
+
+    Raises:
+      ValueError: RL begins inside this run, after another phase; only a reference that exists now can be frozen.
+    """
+    rl = [phase for phase in phases if phase.name == "rl"]
+    if not rl or not config.rl.kl_coefficient:
+        return
+    if phases[0].name != "rl":
+        raise ValueError("rl.kl_coefficient needs the policy before RL as reference: run the sft phase by itself, then RL "
+                         "with --config.phases=\"('rl',)\" --config.init=DIRECTORY_OF_THE_SFT_RUN")
+    kept = Checkpoints(directory / REFERENCE_NAME, keep=1, asynchronous=False)
+    if kept.latest_good() is None:
+        if step:
+            raise ValueError(f"{kept.directory} is missing or damaged, so the k3 penalty cannot be continued exactly")
+        kept.save(0, to_arrays(state), {})
+    kept.close()
+    rl[0].reference = saved_params(str(directory / REFERENCE_NAME), rl[0].learner)
+
+
+def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, steps: int) -> str:
+    """What a person wants to know before the first step."""
+    axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
+    kind = mesh.devices.flat[0].device_kind
+    r = config.rl
+    return (f"run      {directory}\nmodel    {config.model.arch}, {arch.parameters:,} parameters, {config.model.dtype} compute, "
+            f"{config.model.param_dtype} parameters\nmesh     {axes} ({kind})\nsteps    {steps}: "
+            + ", ".join(f"{name} {config[name].steps}" for name in config.phases)
+            + f"\nrl step  {r.prompts} prompts × {r.samples} answers = {r.prompts * r.samples} rollouts, "
+            f"{r.minibatches * r.epochs} update(s)")

@@ -1,0 +1,79 @@
+"""`--dry_run`: what a config would do, worked out on paper; no jax, no device."""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_collections
+
+from swerl_jax import config as config_lib
+from swerl_jax.policy.arch import ARCHS, Arch
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+
+
+def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
+    """The resolved config, parameter count, batch arithmetic, and estimated memory and disk.
+
+    Raises:
+      ValueError: unknown model or dtype.
+    """
+    if config.task == "score":
+        return _settings(config)
+    if config.model.arch not in ARCHS:
+        raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
+    for name in ("dtype", "param_dtype"):
+        if config.model[name] not in BYTES:
+            raise ValueError(f"model.{name} is {config.model[name]!r}; needed is one of {', '.join(BYTES)}")
+    arch = ARCHS[config.model.arch]
+    return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory)])
+
+
+def _settings(config: ml_collections.ConfigDict) -> str:
+    default = dict(config_lib.flat(config_lib.default()))
+    lines = [f"  {name} = {value!r}" + ("" if value == default[name] else f"   (default {default[name]!r})")
+             for name, value in config_lib.flat(config)]
+    return "settings\n" + "\n".join(lines)
+
+
+def _batches(config: ml_collections.ConfigDict, arch: Arch) -> str:
+    r = config.rl
+    rollouts = r.prompts * r.samples
+    answer, prompt = rollouts * config.answer.max_tokens, r.prompts * config.prompt.max_tokens
+    unshared = arch.forward_flops(answer + prompt * r.samples) / arch.forward_flops(answer + prompt, head_tokens=answer)
+    return "\n".join([
+        "batches",
+        f"  sft.examples {config.sft.examples}: examples an optimiser step, one answer each",
+        f"  rl.prompts {r.prompts} × rl.samples {r.samples} = {rollouts} answers a step",
+        f"  rl.minibatches {r.minibatches} × rl.epochs {r.epochs} = {r.minibatches * r.epochs} optimiser steps, each on "
+        f"{r.prompts // r.minibatches} prompts ({rollouts // r.minibatches} answers)",
+        f"  tokens a step, at most: {prompt:,} of prompts (computed once a group) + {answer:,} of answers",
+        f"  linear FLOPs of learning, at most: {3 * arch.forward_flops(answer + prompt, head_tokens=answer):.3g}; "
+        f"{unshared:.1f} times that without sharing prompts",
+        f"  engine: {config.engine.groups} prompts × {r.samples} answers decode together"])
+
+
+def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
+    param, compute = BYTES[config.model.param_dtype], BYTES[config.model.dtype]
+    n = arch.parameters
+    columns = config.engine.groups * (config.prompt.max_tokens + config.rl.samples * config.answer.max_tokens)
+    row = config.learner.rows * (config.prompt.max_tokens + config.rl.samples * config.answer.max_tokens)
+    parts = {
+        "parameters and Adam moments": 3 * n * param,
+        "gradient": n * param,
+        "engine's weights": n * compute,
+        "keys and values": columns * 2 * arch.L * arch.K * arch.H * compute,
+        "one microbatch's kept activations (remat=layer)": row * arch.L * arch.D * compute,
+        "logits of one chunk": config.learner.rows * config.learner.vocabulary_chunk * arch.V * 4,
+    }
+    lines = [f"  {value / GIB:10.2f} GiB  {name}" for name, value in parts.items()]
+    total = sum(parts.values()) / GIB
+    return "\n".join([f"model    {config.model.arch}: {n:,} parameters (published vocabulary of {arch.V:,})",
+                      "memory, all devices together, estimated", *lines, f"  {total:10.2f} GiB  in all, without temporaries"])
+
+
+def _disk(config: ml_collections.ConfigDict, arch: Arch, directory: pathlib.Path) -> str:
+    one = 3 * arch.parameters * BYTES[config.model.param_dtype] / GIB
+    count = config.checkpoint.keep + 1
+    return f"disk\n  {directory}: {one:.2f} GiB a checkpoint × {count} at a time = {one * count:.2f} GiB, and logs"

@@ -1,0 +1,54 @@
+"""One issue, one answer, shown to a person: the `sample` task."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from swerl_jax.data.records import Example, Turn
+from swerl_jax.env import patch
+from swerl_jax.env.matching import Work
+from swerl_jax.env.reward import MAX_GROWTH_CHARS, WORK_LIMIT_PAIRS
+from swerl_jax.env.tokenizer import Tokenizer
+from swerl_jax.learn.report import coloured_diff
+from swerl_jax.policy.engine import Policy
+
+
+def read_example(issue: str, paths: str) -> Example:
+    """An example without an oracle, from the issue's text (or @FILE) and the files' paths, separated by commas.
+
+    Raises:
+      ValueError: something is missing or unreadable.
+    """
+    if not issue or not paths:
+        raise ValueError("task sample needs --config.sample.issue=TEXT (or @FILE) and --config.sample.files=PATH,PATH")
+    text = pathlib.Path(issue[1:]).read_text(encoding="utf-8") if issue.startswith("@") else issue
+    files = {path: pathlib.Path(path).read_text(encoding="utf-8") for path in paths.split(",")}
+    return Example("sample", "", "", text, files, {})
+
+
+def ask(policy: Policy, prompt: np.ndarray, max_tokens: int) -> Turn:
+    """Draws one turn."""
+    policy.open(0, prompt, 1, max_branch_tokens=max_tokens)
+    policy.draw(0, 0, max_tokens)
+    while not (turns := policy.tick()):
+        pass
+    policy.close(0, 0)
+    return turns[0][2]
+
+
+def show(example: Example, turn: Turn, tokenizer: Tokenizer, stop_ids: tuple[int, ...], *, colour: bool) -> str:
+    """The thought, then the diff; or the raw answer and why it cannot be applied."""
+    output = tokenizer.decode([int(i) for i in turn.ids if int(i) not in stop_ids])
+    try:
+        thought, answer = patch.split_output(output)
+        patch.check_thought(thought)
+        edits = patch.parse(answer)
+        after = patch.apply_edits(edits, example.files, Work(WORK_LIMIT_PAIRS), MAX_GROWTH_CHARS)
+    except patch.FormatFault as fault:
+        return f"{output}\n\nnot a usable answer: {fault}"
+    if not edits:
+        return f"{output}\n\nnot a usable answer: it holds no complete search/replace block"
+    diffs = [coloured_diff(example.files.get(path, ""), new or "", path, colour=colour) for path, new in after.items()]
+    return "\n".join([thought, "", *diffs])

@@ -1,0 +1,53 @@
+"""Held-out evaluation: the same examples every time, answered by an engine of its own shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from swerl_jax.data.records import LENGTH, Example, Group
+from swerl_jax.env.collector import Collector
+from swerl_jax.env.episode import Task
+from swerl_jax.learn.report import ExampleResult
+from swerl_jax.policy.engine import Engine
+from swerl_jax.policy.llama import Llama
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Answers `examples`, `samples` times each. prompt_ids: example → int32 [S]."""
+
+    examples: Sequence[Example]
+    samples: int
+    prompt_ids: Callable[[Example], np.ndarray]
+    engine: Engine
+    collector: Collector
+
+    def run(self, params: Llama, version: int) -> list[Group]:
+        """The groups, in the examples' order; random numbers depend on the example's place only."""
+        self.engine.load(params, version)
+        tasks = [Task(i, example, self.prompt_ids(example), self.samples) for i, example in enumerate(self.examples)]
+        return self.collector.run(self.engine, tasks)
+
+
+def results(groups: Sequence[Group]) -> list[ExampleResult]:
+    """One entry an example, for report.evaluation_table."""
+    return [ExampleResult.of(g.example.id, [r.outcome for r in g.rollouts]) for g in groups]
+
+
+def metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """The eval/ values of metrics.METRICS."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    known = [r for r in rollouts if r.outcome.reward is not None]
+    formed = [r.outcome.reward for r in known if r.outcome.is_well_formed]
+    count = max(len(known), 1)
+    return {"eval/reward": sum(r.outcome.reward for r in known) / count,
+            "eval/well_formed_reward": float(np.mean(formed)) if formed else float("nan"),
+            "eval/format_frac": len(formed) / count,
+            "eval/exact_frac": sum(r.outcome.is_exact for r in known) / count,
+            "eval/clipped_frac": float(np.mean([r.stop_reason == LENGTH for r in rollouts])),
+            "eval/length_mean": float(np.mean([len(r.ids) for r in rollouts])),
+            "eval/answers": len(rollouts), "eval/infra_faults": len(rollouts) - len(known)}

@@ -1,0 +1,228 @@
+"""The one entry point: `python -m swerl_jax.main --config=configs/NAME.py[:quick] [--config.KEY=VALUE …]`.
+
+Flags, and one short wiring function per task. jax is imported inside the wiring functions only: scoring processes import
+this module again, and `--dry_run` touches no device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from swerl_jax import __version__, config as config_lib, dry_run
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
+RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
+
+CONFIG_NAME = "config.json"
+RESUMABLE = ("rl.steps", "checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
+
+
+def main(argv: list[str]) -> None:
+    """Checks the config, then runs its task; a set-up error is one readable message and exit code 2."""
+    if len(argv) > 1:
+        _fail(f"unexpected arguments {argv[1:]}; settings look like --config.rl.steps=10")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+    if CONFIG.value is None:
+        _fail("no config; needed is --config=configs/NAME.py, for example configs/tiny.py")
+    config = CONFIG.value
+    with _readable_errors():
+        config_lib.check(config)
+    directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
+    if DRY_RUN.value:
+        with _readable_errors():
+            print(dry_run.describe(config, directory))
+        return
+    {"train": train, "score": score, "eval": evaluate, "sample": sample}[config.task](config, directory)
+
+
+def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
+    with _readable_errors():
+        _prepare(config, directory)
+        from swerl_jax import assemble
+        from swerl_jax.learn import summary
+        from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
+        from swerl_jax.learn.loop import Loop, LoopSettings, StopRequested, StopSignal
+
+        stop = StopSignal(config.checkpoint.grace_s)
+        stop.install()
+        train_paths, held_out = assemble.data_paths(config, directory)
+        text = assemble.text(config, directory, train_paths)
+        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+    with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
+        with _readable_errors():
+            phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
+                      assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool)
+                      for name in config.phases if config[name].steps]
+            if not phases:
+                raise ValueError("no phase has steps; set --config.sft.steps or --config.rl.steps")
+            evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out)
+            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoint.keep)
+            is_trained = config.init != "random" or phases[0].name == "rl"
+            loop = Loop(directory, phases, evaluator, checkpoints, LoopSettings(
+                config.eval.every_steps, config.checkpoint.every_steps, config.optimizer.max_skipped, is_trained), stop,
+                tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts)
+            print(assemble.banner(config, arch, mesh, directory, loop.total))
+            state, step = _start(config, loop, phases)
+            assemble.keep_reference(config, directory, phases, state, step)
+        try:
+            loop.run(state, step)
+        except StopRequested:
+            print(f"saved. To go on:\n  {_resume_command(directory)}")
+            return
+        finally:
+            checkpoints.close()
+    print(summary.write(directory, [(phase.name, phase.steps) for phase in phases]))
+
+
+def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """(Re-)scores a file of answers."""
+    del directory
+    with _readable_errors():
+        from swerl_jax.env.reward import RewardSpec
+        from swerl_jax.env.score_file import score_file
+        from swerl_jax.env.scorer import default_deadline_s
+
+        r = config.reward
+        spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
+        print(score_file(config.input, config.output, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
+                         on_malformed=config.on_malformed))
+
+
+def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """A checkpoint on an example file: the table with intervals."""
+    with _readable_errors():
+        config = _with_run(config)
+        from swerl_jax import assemble
+        from swerl_jax.learn import evaluate as evaluation, report
+        from swerl_jax.learn.rl import rollout_rows
+
+        run = _run_directory(config)
+        train_paths, held_out = assemble.data_paths(config, run)
+        text = assemble.text(config, run, train_paths)
+        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+    with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
+        groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
+    if config.eval.output:
+        rows = (json.dumps(row) for group in groups for row in rollout_rows(group))
+        pathlib.Path(config.eval.output).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(report.evaluation_table({str(config.eval.checkpoint): evaluation.results(groups)}, pass_ks=config.eval.pass_k))
+
+
+def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Answers one issue about given files and shows the diff."""
+    with _readable_errors():
+        config = _with_run(config)
+        from swerl_jax import assemble
+        from swerl_jax.learn import answer
+
+        example = answer.read_example(config.sample.issue, config.sample.files)
+        run = _run_directory(config)
+        text = assemble.text(config, run, assemble.data_paths(config, run)[0])
+        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        engine = assemble.engine(config, arch, mesh, text, samples=1, temperature=config.sample.temperature,
+                                 purpose="sample", groups=1)
+        engine.load(params, 0)
+        print(answer.show(example, answer.ask(engine, text.prompt_ids(example), text.max_answer_tokens), text.tokenizer,
+                          text.chat.stop_ids, colour=report_colour()))
+
+
+def report_colour() -> bool:
+    """Whether standard output shows colours."""
+    from swerl_jax.learn.report import wants_colour
+
+    return wants_colour(sys.stdout)
+
+
+def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any]) -> tuple[Any, int]:
+    """(state, step) to begin with: a fresh one, one from `config.init`, or the run's own newest checkpoint."""
+    from swerl_jax import assemble
+
+    restored = loop.restore() if RESUME.value else None
+    if restored is not None:
+        print(f"resuming after step {restored[1]}")
+        return restored
+    learner = phases[0].learner
+    if config.init == "random":
+        return learner.init(config.seed), 0
+    return learner.begin(assemble.saved_params(config.init, learner)), 0
+
+
+def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Makes the run's directory, or checks that the one there may be gone on with."""
+    path = directory / CONFIG_NAME
+    wanted = json.loads(json.dumps(dict(config_lib.flat(config))))
+    if RESUME.value:
+        if not path.exists():
+            raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
+                             "leave --resume out to start one")
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
+                   if saved.get(name) != value and not name.startswith(RESUMABLE)]
+        if changed:
+            raise ValueError("--resume: these settings differ from the run's, which could then not continue exactly:\n"
+                             + "\n".join(changed) + "\nGive the same ones, or start a new run in another --workdir "
+                             f"with --config.init={directory}")
+    elif path.exists():
+        raise ValueError(f"{directory} holds a run already; go on with it (--resume), choose another --workdir, or delete "
+                         "it yourself")
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "config": wanted}
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The settings of the run that `eval.checkpoint` belongs to, changed where the given config differs from defaults."""
+    path = _run_directory(config) / CONFIG_NAME
+    if not path.exists():
+        return config
+    saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+    plain = dict(config_lib.flat(config_lib.default()))
+    given = {name: value for name, value in config_lib.flat(config) if value != plain[name]}
+    merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+              if name in config_lib.KEYS} | given
+    return config_lib.update(config_lib.default(), merged)
+
+
+def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+    given = pathlib.Path(config.eval.checkpoint)
+    return given if (given / CONFIG_NAME).exists() else given.parent
+
+
+def _resume_command(directory: pathlib.Path) -> str:
+    arguments = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "--resume"))]
+    return shlex.join([sys.executable, "-m", "swerl_jax.main", *arguments, f"--workdir={directory}", "--resume"])
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Set-up errors as one message, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"swerl_jax: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)
