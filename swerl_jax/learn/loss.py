@@ -67,7 +67,7 @@ def k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
     Source: Schulman, "Approximating KL divergence" (2020); used by GRPO.
     """
     d = ref_logp - logp
-    return jnp.exp(d) - d - 1
+    return jnp.expm1(d) - d  # exp(d) − 1 would round below d near 0
 
 
 def clipped_fractions(logp: jax.Array, old: jax.Array, advantage: jax.Array, settings: LossSettings,

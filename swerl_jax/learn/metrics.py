@@ -162,7 +162,7 @@ class MetricsLog:
         self._last_step = step
         if self._writer is not None:
             for name, value in plain.items():
-                if not isinstance(value, str):
+                if not isinstance(value, str) and math.isfinite(value):
                     self._writer.add_scalar(name, value, step)
 
     def rewind(self, step: int) -> None:

@@ -134,7 +134,10 @@ class RlPhase:
                 sums.append(total)
                 reports.append(report)
                 packed += batches
-        return state, _learner_metrics(sums, reports, packed, first)
+        metrics = _learner_metrics(sums, reports, packed, first)
+        if self.learner.loss.kl_coefficient and sums:
+            metrics["kl_ref"] = sum(s["kl"] for s in sums) / max(sum(s["tokens"] for s in sums), 1)
+        return state, metrics
 
     def _reference(self, batches: Sequence[Batch]) -> list[np.ndarray] | None:
         if not self.learner.loss.kl_coefficient:
@@ -177,7 +180,7 @@ def _learner_metrics(sums: list[dict[str, float]], reports: list[dict[str, float
         return {"update/count": 0, "update/skipped": 0, "tokens/learned": 0, "valid_tokens": 0}
     tokens = max(sum(s["tokens"] for s in sums), 1)
     mean = {name: sum(s[key] for s in sums) / tokens for name, key in (
-        ("entropy", "entropy"), ("kl_ref", "kl"), ("clip/low_frac", "clip_low"), ("clip/high_frac", "clip_high"))}
+        ("entropy", "entropy"), ("clip/low_frac", "clip_low"), ("clip/high_frac", "clip_high"))}
     return {**mean,
             "logp_diff/mean": first["logp_diff"] / max(first["tokens"], 1), "logp_diff/max": first["logp_diff_max"],
             "loss": float(np.mean([s["loss"] for s in sums])),

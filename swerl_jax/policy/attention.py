@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+ATTENTION_NAME = "attention"  # of what a checkpoint policy may keep so that no attention is computed twice
 HIDDEN = -1e30  # a score that no softmax notices; finite, so that a query with no key gives an average, not NaN
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "is_visible"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Keys that a query may see.
@@ -38,11 +43,14 @@ class Segment:
         return self.k.ndim == 4
 
 
+@jax.custom_vjp
 def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
     """Softmax attention of every query over all of its segments' keys together.
 
     Scores and the softmax are float32. The segments are never concatenated: their maxima and sums are merged. A shared
-    segment works on [P K R T G] so that its R branches are the rows of one matrix, the others on [P R K T G].
+    segment works on [P K R T G] so that its R branches are the rows of one matrix, the others on [P R K T G]. The
+    gradient keeps the output and the softmax's log-sum-exp and makes the scores again, as in FlashAttention
+    (arXiv 2205.14135, §B.4); it is of first order only.
 
     Args:
       q: [P R T K G H], not yet scaled.
@@ -51,14 +59,52 @@ def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
     Returns:
       [P R T K G H] in q's dtype.
     """
-    q = jnp.einsum("prtkgh->prktgh", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype))
+    return _attend(q, segments)[0]
+
+
+def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
+    """(`attend`, the float32 log-sum-exp of each query's scores [P R K T G])."""
+    q, segments = _scaled(q), segments
     scores = [_scores(q, segment) for segment in segments]
-    peaks = [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)]
-    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    peak = functools.reduce(jnp.maximum, [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)])
     weights = [jnp.exp(s - _shared(segment, peak)[..., None]) for s, segment in zip(scores, segments)]
     total = sum(_own(segment, jnp.sum(w, axis=-1)) for w, segment in zip(weights, segments))
     values = sum(_own(segment, _values(w.astype(q.dtype), segment)) for w, segment in zip(weights, segments))
-    return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype))
+    return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype)), peak + jnp.log(total)
+
+
+def _attend_forward(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, Any]:
+    o, total = (checkpoint_name(x, ATTENTION_NAME) for x in _attend(q, segments))
+    return o, (q, segments, o, total)
+
+
+def _attend_backward(saved: Any, do: jax.Array) -> tuple[jax.Array, list[Segment]]:
+    """(gradient of q, gradients of the segments). Large operands stand on the right, where no product transposes them."""
+    q, segments, o, total = saved
+    dtype, scale = q.dtype, q.shape[-1] ** -0.5
+    q, do = _scaled(q), jnp.einsum("prtkgh->prktgh", do)
+    slope = jnp.einsum("prktgh,prtkgh->prktg", do, o, preferred_element_type=jnp.float32)
+    dq, gradients = 0.0, []
+    for segment in segments:
+        axes = "pkrtg" if segment.is_shared else "prktg"
+        keys = "pk" if segment.is_shared else "prk"
+        own_q, own_do = _shared(segment, q), _shared(segment, do)
+        weights = jnp.exp(_scores(q, segment) - _shared(segment, total)[..., None])
+        dweights = jnp.einsum(f"{axes}h,{keys}sh->{axes}s", own_do, segment.v, preferred_element_type=jnp.float32)
+        dscores = (weights * (dweights - _shared(segment, slope)[..., None])).astype(dtype)
+        dv = jnp.einsum(f"{axes}h,{axes}s->{keys}hs", own_do, weights.astype(dtype))
+        dk = jnp.einsum(f"{axes}h,{axes}s->{keys}hs", own_q, dscores)
+        dq = dq + _own(segment, jnp.einsum(f"{axes}s,{keys}hs->{axes}h", dscores, segment.k))
+        gradients.append(Segment(dk, jnp.swapaxes(dv, -1, -2), None))
+    return jnp.einsum("prktgh->prtkgh", dq * jnp.asarray(scale, dtype)), gradients
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scaled(q: jax.Array) -> jax.Array:
+    """[P R K T G H] from [P R T K G H], divided by the square root of H."""
+    return jnp.einsum("prtkgh->prktgh", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype))
 
 
 def _scores(q: jax.Array, segment: Segment) -> jax.Array:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from flax import nnx
 
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch, RopeScaling
+from swerl_jax.policy.attention import ATTENTION_NAME
 
 # Parameter → the letters of its axes (x: 2 for gate/up; y: G + 2, the query heads of a key head, its key, its value).
 LAYER_AXES = {
@@ -36,7 +38,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
     "layer": lambda body: jax.checkpoint(body),
-    "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME))),
 }
 
 
@@ -88,6 +92,15 @@ class Llama(nnx.Module):
         return (self.embed if self.head is None else self.head)[...]
 
 
+def unstacked(model: Llama) -> Llama:
+    """The model with its layers as a tuple of single ones: `trunk` then unrolls its loop. The gradient is stacked."""
+    leaves, treedef = jax.tree.flatten(model.layers)
+    pieces = [[one[0] for one in jax.lax.split(x, (1,) * x.shape[0])] for x in leaves]
+    model = jax.tree.map(lambda x: x, model)
+    model.layers = nnx.data(tuple(jax.tree.unflatten(treedef, layer) for layer in zip(*pieces, strict=True)))
+    return model
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """x / rms(x) · scale over the last axis, in float32, returned in x's dtype."""
     wide = x.astype(jnp.float32)
@@ -117,18 +130,38 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
+    """Activations times weights over the last `axes` axes of x and the first of w: `jnp.tensordot`.
+
+    Only the gradient of w is written by hand: x, the narrow one, stands on the left, where XLA on CPU copies its operand
+    transposed, and the result comes in the layout of w.
+    """
+    return jnp.tensordot(x, w, axes)
+
+
+def _product_backward(axes: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    rows, columns = tuple(range(x.ndim - axes)), tuple(range(axes, w.ndim))
+    dx = jax.lax.dot_general(dy, w, ((tuple(range(len(rows), dy.ndim)), columns), ((), ())))
+    return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+product.defvjp(lambda x, w, axes: (product(x, w, axes), (x, w)), _product_backward)
+
+
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any):
     dtype = x.dtype
     h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
-    qkv = jnp.einsum("...d,dkyh->...kyh", h, layer.qkv[...].astype(dtype))
+    qkv = product(h, layer.qkv[...].astype(dtype))
     # Queries and key turn together: y is [G queries | key | value].
     turned = rotate(qkv[..., : arch.G + 1, :], cos[..., None, None, :], sin[..., None, None, :])
     o, cache = attend(turned[..., : arch.G, :], turned[..., arch.G, :], qkv[..., arch.G + 1, :], cache)
-    x = x + jnp.einsum("...kgh,kghd->...d", o, layer.out[...].astype(dtype))
+    x = x + product(o, layer.out[...].astype(dtype), 3)
     h = rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon)
-    gate_up = jnp.einsum("...d,dxf->...xf", h, layer.gate_up[...].astype(dtype))
+    gate_up = product(h, layer.gate_up[...].astype(dtype))
     hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-    return x + jnp.einsum("...f,fd->...d", hidden, layer.down[...].astype(dtype)), cache
+    return x + product(hidden, layer.down[...].astype(dtype)), cache
 
 
 def trunk(model: Llama, arch: Arch, ids: jax.Array, position: jax.Array, attend: Attend, caches: Any = None, *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,20 +47,45 @@ def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temper
     T = hidden.shape[1]
     chunk = min(chunk, T)
     padding = -T % chunk
-
-    def some(hidden: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum("btd,vd->btv", hidden, unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        logits = logits / temperature
-        total = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        still = jax.lax.stop_gradient(logits)
-        entropy = jax.lax.stop_gradient(total) - jnp.sum(jnp.exp(still - jax.lax.stop_gradient(total)[..., None]) * still, -1)
-        return chosen - total, entropy
+    unembed = unembed.astype(hidden.dtype)
 
     def chunks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    outs = jax.lax.map(lambda pair: jax.checkpoint(some)(*pair), (chunks(hidden), chunks(target)))
+    outs = jax.lax.map(lambda pair: _chunk_logp(pair[0], unembed, pair[1], temperature), (chunks(hidden), chunks(target)))
     logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :T] for x in outs)
     return logp, entropy
+
+
+def _logits(hidden: jax.Array, unembed: jax.Array, temperature: float) -> jax.Array:
+    """float32 [V B T]: the vocabulary comes first, so that the gradient of `unembed` [V D] is a plain product."""
+    return jnp.einsum("vd,btd->vbt", unembed, hidden, preferred_element_type=jnp.float32) / temperature
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunk_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float,
+                ) -> tuple[jax.Array, jax.Array]:
+    """`target_logp` on few tokens; the entropy has no gradient."""
+    return _chunk_forward(hidden, unembed, target, temperature)[0]
+
+
+def _chunk_forward(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float):
+    logits = _logits(hidden, unembed, temperature)
+    total = jax.nn.logsumexp(logits, axis=0)
+    chosen = jnp.take_along_axis(logits, target[None], axis=0)[0]
+    entropy = total - jnp.sum(jnp.exp(logits - total) * logits, axis=0)
+    return (chosen - total, entropy), (hidden, unembed, target, total)
+
+
+def _chunk_backward(temperature: float, saved: Any, gradients: tuple[jax.Array, jax.Array]):
+    hidden, unembed, target, total = saved
+    scale = gradients[0] / temperature
+    is_target = jnp.arange(unembed.shape[0])[:, None, None] == target
+    dlogits = (jnp.where(is_target, scale, 0.0) - jnp.exp(_logits(hidden, unembed, temperature) - total) * scale)
+    dlogits = dlogits.astype(hidden.dtype)
+    dhidden = jnp.einsum("vd,vbt->dbt", unembed, dlogits)
+    return jnp.einsum("dbt->btd", dhidden), jnp.einsum("vbt,btd->vd", dlogits, hidden), None
+
+
+_chunk_logp.defvjp(_chunk_forward, _chunk_backward)
