@@ -127,8 +127,12 @@ def test_line_autojunk_keeps_a_wrong_edit_high():
     assert scores[False].reward < scores[True].reward
 
 
-@settings(max_examples=150)
-@given(st.text("ab \n", max_size=120), st.text("abc \n", max_size=120))
+PARTS = st.lists(st.one_of(st.text("ab \n", max_size=6), st.sampled_from(["return x", "\n    self.value = ", "def f():\n", "\ud800"])),
+                 max_size=30).map("".join)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(PARTS, PARTS)
 def test_ratio_equals_difflib(a, b):
     assert matching.ratio(a, b, Work(10**9)) == difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
 
