@@ -117,8 +117,9 @@ def pack(groups: Sequence[Prefixed], settings: PackSettings) -> list[Batch]:
     The bucket of T − S is the one that computes the fewest tokens in all; rows are then sorted by their bucket of S.
 
     Raises:
-      ValueError: a prompt or a branch is longer than the largest bucket.
+      ValueError: a prompt is longer than the largest bucket, or a branch is empty or longer than the longest allowed.
     """
+    _check(groups, settings)
     limit = min(settings.branch_buckets, key=lambda size: _cost(groups, settings, size))
     by_prefix: dict[int, list[_Row]] = {}
     for group in groups:
@@ -140,6 +141,13 @@ def padding_fraction(batches: Sequence[Batch]) -> float:
 
 def _padded(length: int, block: int) -> int:
     return -(-length // block) * block
+
+
+def _check(groups: Sequence[Prefixed], settings: PackSettings) -> None:
+    for branch in (branch for group in groups for branch in group.branches):
+        if not 1 <= len(branch.ids) <= settings.max_branch_tokens:
+            raise ValueError(f"a branch has {len(branch.ids)} tokens; rows take 1 to {settings.max_branch_tokens} "
+                             "(max_branch_tokens): raise that limit, or leave the branch out")
 
 
 def _bucket(size: int, buckets: Sequence[int]) -> int:

@@ -97,11 +97,15 @@ class Learner:
         self._rate = optimizer.rate()
         self._transformation = optimizer.build()
         self.abstract = self._abstract_state()
-        self._init = jax.jit(self._make_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
-        self._begin = jax.jit(self._fresh, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
-        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
-        self._add = jax.jit(self._accumulate, donate_argnames="gradient")
-        self._apply = jax.jit(self._update, donate_argnames=("state", "gradient"))
+        # Every output says where it lives: what comes back fits the function that was compiled for what went in.
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        everywhere = mesh_lib.sharding(mesh, "", mesh_lib.LEARNER_RULES)
+        accumulator = shardings.params, {name: everywhere for name in ZERO_SUMS}
+        self._init = jax.jit(self._make_state, out_shardings=shardings)
+        self._begin = jax.jit(self._fresh, donate_argnums=0, out_shardings=shardings)
+        self._zeros = jax.jit(self._make_accumulator, out_shardings=accumulator)
+        self._add = jax.jit(self._accumulate, donate_argnames="gradient", out_shardings=accumulator)
+        self._apply = jax.jit(self._update, donate_argnames=("state", "gradient"), out_shardings=(shardings, everywhere))
         self._logp = jax.jit(lambda params, batch: self._forward(params, rows=batch)[0])
 
     @property
@@ -140,7 +144,7 @@ class Learner:
         """
         if self.loss.kl_coefficient and ref_logp is None:
             raise ValueError("kl_coefficient is not 0: pass the reference policy's log-probabilities")
-        gradient, sums = self._zeros(params), dict(ZERO_SUMS)
+        gradient, sums = self._zeros(params)
         for i, batch in enumerate(batches):
             ref = batch.logp if ref_logp is None else ref_logp[i]
             batch, ref = self.place(batch), self.place(ref)
@@ -162,6 +166,9 @@ class Learner:
 
     def _fresh(self, params: Llama) -> State:
         return State(jnp.zeros((), jnp.int32), params, self._transformation.init(params))
+
+    def _make_accumulator(self, params: Llama) -> tuple[Any, dict[str, jax.Array]]:
+        return jax.tree.map(jnp.zeros_like, params), {name: jnp.float32(value) for name, value in ZERO_SUMS.items()}
 
     def _abstract_state(self) -> State:
         with jax.set_mesh(self.mesh):
