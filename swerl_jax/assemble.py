@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax.data.loader import Loader, Source, held_out
+from swerl_jax.data.loader import Loader, Source
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
 from swerl_jax.data.tasks import TaskSpec, make_tasks
@@ -193,14 +193,25 @@ def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
               ) -> Evaluator:
     """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
-    examples = [e for e in held_out(path, config.eval.examples) if text.refuses_prompt(e) is None]
-    if len(examples) < config.eval.examples:
-        print(f"held-out: {config.eval.examples - len(examples)} of {config.eval.examples} examples exceed "
-              f"prompt.max_tokens={config.prompt.max_tokens} and are left out")
+    examples, left_out = _within_budget(path, config.eval.examples, text)
+    if left_out:
+        print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
     lanes = config.engine.groups * config.rl.samples
     one = engine(config, arch, mesh, text, samples=config.eval.samples, temperature=config.eval.temperature,
                  purpose="eval", groups=max(1, lanes // config.eval.samples))
     return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector)
+
+
+def _within_budget(path: str, count: int, text: Text) -> tuple[list[Example], int]:
+    """(the first `count` examples that may be asked, how many were passed over)."""
+    rows, chosen = open_examples(path), []
+    for i in range(len(rows)):
+        if text.refuses_prompt(rows[i]) is None:
+            chosen.append(rows[i])
+        if len(chosen) == count:
+            return chosen, i + 1 - count
+    raise ValueError(f"eval.examples is {count} and {path} has {len(chosen)} of {len(rows)} within prompt.max_tokens="
+                     f"{text.max_prompt_tokens}; ask for fewer, or give more examples")
 
 
 def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: str) -> Learner:

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from swerl_jax.data import shards
-from swerl_jax.data.loader import SKIP, Loader, Source, held_out
+from swerl_jax.data.loader import SKIP, Loader, Source
 from swerl_jax.data.records import Example
 
 
@@ -131,11 +131,3 @@ def test_wrong_set_up_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="needed is"):
             Loader(sources, 0, **options)
-
-
-def test_held_out_is_the_first_examples(tmp_path):
-    path = tmp_path / "x.array_record"
-    shards.write_examples(path, examples("a", 4))
-    assert [example.id for example in held_out(path, 3)] == ["a0", "a1", "a2"]
-    with pytest.raises(ValueError, match="5 held-out examples .* holds 4"):
-        held_out(path, 5)

@@ -161,19 +161,6 @@ class Loader:
         return example, self._accept(example)
 
 
-def held_out(examples: str | os.PathLike[str] | Sequence[Example], count: int) -> list[Example]:
-    """Returns the first `count` examples in their own order: the same ones at every evaluation.
-
-    Raises:
-      MalformedRow: one of them is no example.
-      ValueError: there are fewer than `count`.
-    """
-    [name], [rows] = _open([Source(examples)])
-    if not 1 <= count <= len(rows):
-        raise ValueError(f"{count} held-out examples were asked for and {name} holds {len(rows)}; needed is 1 to that")
-    return [rows[index] for index in range(count)]
-
-
 def _open(sources: Sequence[Source]) -> tuple[list[str], list[Sequence[Example]]]:
     if not sources:
         raise ValueError("got no source; needed is at least one")
