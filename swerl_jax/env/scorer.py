@@ -34,7 +34,7 @@ from swerl_jax.env.reward import (
 ATTEMPTS = 2
 START_S = 120.0  # for a worker to import what it needs, on a machine that is busy
 
-PAIRS_PER_S = 1.5e8  # the slowest of the hostile answers in tests/test_scorer.py: 1.8e8 on two busy cores, 2.4e8 idle
+PAIRS_PER_S = 1.5e8  # slowest seen, of the hostile answers in tests/test_scorer.py with both cores busy; 2.7e8 idle
 LINEAR_S_PER_CHAR = 1e-6  # copying to the worker, splitting, parsing
 DEADLINE_SAFETY = 4.0
 DEADLINE_FLOOR_S = 5.0
