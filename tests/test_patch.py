@@ -21,7 +21,8 @@ PIECES = st.lists(
     st.sampled_from([
         "```", "`", "```python", "\n", "\n", "\n", "### ", "### a", "### b```", "a", "\r", " ",
         "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE", "\n=======\n", "\n>>>>>>> REPLACE\n```",
-        "```\n### p\n<<<<<<< SEARCH\n", "\n### p\n<<<<<<< SEARCH\n", "```\n### p\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```",
+        "```\n### p\n<<<<<<< SEARCH\n", "\n### p\n<<<<<<< SEARCH\n",
+        "```\n### p\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```",
     ]),
     max_size=25,
 ).map("".join)  # fmt: skip
@@ -33,7 +34,8 @@ def work():
 
 @settings(max_examples=600)
 @given(PIECES)
-@example("```\n### a\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n``````\n### b\n<<<<<<< SEARCH\n\n=======\nz\n>>>>>>> REPLACE\n```")
+@example("```\n### a\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```"
+         "```\n### b\n<<<<<<< SEARCH\n\n=======\nz\n>>>>>>> REPLACE\n```")
 @example("```\n### a\n<<<<<<< SEARCH\n### b\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```")
 @example("```\n### a```\n### b\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```")
 @example("```\n### \n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n```")
@@ -41,7 +43,10 @@ def test_parse_equals_the_expression(text):
     assert [(e.path, e.search, e.replace) for e in patch.parse(text)] == BLOCK.findall(text)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["a.py", "b c", ""]), st.text("ab \n`#", max_size=9), st.text("ab\n ", max_size=9))))
+BLOCKS = st.tuples(st.sampled_from(["a.py", "b c", ""]), st.text("ab \n`#", max_size=9), st.text("ab\n ", max_size=9))
+
+
+@given(st.lists(BLOCKS))
 def test_render_is_read_back(blocks):
     edits = [Edit(*block) for block in blocks]
     assert patch.parse(patch.render(edits)) == edits

@@ -127,8 +127,8 @@ def test_line_autojunk_keeps_a_wrong_edit_high():
     assert scores[False].reward < scores[True].reward
 
 
-PARTS = st.lists(st.one_of(st.text("ab \n", max_size=6), st.sampled_from(["return x", "\n    self.value = ", "def f():\n", "\ud800"])),
-                 max_size=30).map("".join)  # fmt: skip
+WORDS = st.sampled_from(["return x", "\n    self.value = ", "def f():\n", "\ud800"])
+PARTS = st.lists(st.one_of(st.text("ab \n", max_size=6), WORDS), max_size=30).map("".join)
 
 
 @settings(max_examples=300)
@@ -149,9 +149,11 @@ OUTPUTS = st.lists(
     st.one_of(
         st.text(st.characters(codec=None, exclude_categories=()), max_size=20),  # NUL and lone surrogates among them
         st.sampled_from(
-            ["<think>", "</think>", "<solution>", "</solution>", "t", "```", "\n", "### m.py", "<<<<<<< SEARCH", "=======",
+            ["<think>", "</think>", "<solution>", "</solution>", "t", "```", "\n", "### m.py", "<<<<<<< SEARCH",
+             "=======",
              ">>>>>>> REPLACE", "    return a", "x = 1", "```\n### n.py\n<<<<<<< SEARCH\n", "\n>>>>>>> REPLACE\n```",
-             "diff --git a/m.py b/m.py\n", "--- a/m.py\n+++ b/m.py\n", "@@ -1,2 +1,2 @@\n", "Binary files a and b differ\n"]
+             "diff --git a/m.py b/m.py\n", "--- a/m.py\n+++ b/m.py\n", "@@ -1,2 +1,2 @@\n",
+             "Binary files a and b differ\n"]
         ),
     ),
     max_size=30,

@@ -49,7 +49,7 @@ def test_recorded_cases(tmp_path):
     for before, after in zip(rows, scored, strict=True):
         assert after["reward"] == pytest.approx(before["reward"], abs=1e-9)
         assert after["similarities"] == before["metadata"].get("similarities", [])
-        assert {key: after[key] for key in before if key != "reward"} == {k: v for k, v in before.items() if k != "reward"}
+        assert {key: after[key] for key in before} == {**before, "reward": after["reward"]}
         assert bool(after["reason"]) == (after["reward"] == -1)
     assert summary.rows == len(rows) and summary.skipped == 0
     assert summary.mean_reward == pytest.approx(sum(r["reward"] for r in rows) / len(rows))
@@ -57,8 +57,10 @@ def test_recorded_cases(tmp_path):
 
 
 def test_rollout_file_compressed(tmp_path):
-    group = {"kind": "group", "example_id": "e", "index": 0, "prompt": "…", "code_context": FILES, "oracle_new_content": ORACLE}
-    rollout = {"kind": "rollout", "example_id": "e", "sample": 0, "output": answer("a", "b"), "reward": 0.25, "tokens": 7}
+    group = {"kind": "group", "example_id": "e", "index": 0, "prompt": "…",
+             "code_context": FILES, "oracle_new_content": ORACLE}
+    rollout = {"kind": "rollout", "example_id": "e", "sample": 0, "output": answer("a", "b"), "tokens": 7,
+               "reward": 0.25}
     other = {**group, "example_id": "f", "oracle_new_content": {"m.py": "c\n"}}
     source = write(tmp_path / "step_000001.jsonl.gz", [
         group, rollout, {**rollout, "sample": 1, "output": "\ud800"}, "", other, {**rollout, "example_id": "f"},
@@ -153,4 +155,5 @@ def test_progress(monkeypatch):
                 now_s[0] += 1.0
                 bar.advance(2)
     assert log.getvalue().splitlines() == ["scoring  20% 10 s, 40 s left ", "scoring  40% 20 s, 30 s left "]
-    assert terminal.getvalue().count("\r") == 26 and terminal.getvalue().endswith("scoring  50% 25 s, 25 s left \x1b[K\n")
+    assert terminal.getvalue().count("\r") == 26
+    assert terminal.getvalue().endswith("scoring  50% 25 s, 25 s left \x1b[K\n")

@@ -64,7 +64,8 @@ def test_verdicts_of_all_three_kinds():
 
 def test_death_overrun_and_exception(tmp_path):
     with ScoringPool(SCRIPTED, 1, 0.5) as pool:
-        texts = ["value 1", "die", "value 2", f"die_once {tmp_path / 'died'}", "sleep 60", "raise", "value 3", "modules"]
+        die_once = f"die_once {tmp_path / 'died'}"
+        texts = ["value 1", "die", "value 2", die_once, "sleep 60", "raise", "value 3", "modules"]
         start_s = time.monotonic()
         outcomes = [future.result() for future in [pool.submit(text, {}, {}) for text in texts]]
         assert time.monotonic() - start_s < 20

@@ -78,7 +78,9 @@ class ScoringPool:
           ValueError: no worker, no time, or a reward that cannot be imported.
         """
         if workers < 1 or not deadline_s > 0:
-            raise ValueError(f"a scoring pool needs at least 1 worker and a deadline > 0 s, got {workers}, {deadline_s}")
+            raise ValueError(
+                f"a scoring pool has {workers} workers and a deadline of {deadline_s} s; needed are at least 1 and more than 0 s"
+            )
         make_reward(spec)  # a wrong name shows here, not in a worker
         self.deadline_s = deadline_s
         self._spec = spec
