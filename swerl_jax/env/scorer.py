@@ -79,7 +79,8 @@ class ScoringPool:
         """
         if workers < 1 or not deadline_s > 0:
             raise ValueError(
-                f"a scoring pool has {workers} workers and a deadline of {deadline_s} s; needed are at least 1 and more than 0 s"
+                f"a scoring pool has {workers} workers and a deadline of {deadline_s} s; "
+                "needed are at least 1 worker and more than 0 s"
             )
         make_reward(spec)  # a wrong name shows here, not in a worker
         self.deadline_s = deadline_s
