@@ -62,13 +62,14 @@ class Collector:
         self._is_lockstep, self._poll = is_lockstep, poll
         self._changed = threading.Condition()
         self._requests: list[_Draw | _Close] = []
+        self._open: set[tuple[int, int]] = set()  # branches not closed yet
         self._busy = 0  # episodes that neither wait for a turn nor have closed their branch
         self._pending: dict[tuple[int, int], _Draw] = {}
         self._groups: dict[int, Group] = {}
         self._failure: BaseException | None = None
         self.seconds_waiting = 0.0  # spent with nothing left to sample and verdicts still to come, since it was made
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="episodes", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Collector:
@@ -80,7 +81,7 @@ class Collector:
     def shutdown(self) -> None:
         """Ends the thread; episodes under way are abandoned."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._cancel_all)
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=10)
 
     def run(self, engine: Engine, tasks: Iterable[Task]) -> list[Group]:
@@ -93,13 +94,16 @@ class Collector:
         for task in tasks:
             engine.open(task.index, task.prompt, task.samples, max_branch_tokens=self._max_branch_tokens)
         with self._changed:
-            self._busy += sum(task.samples for task in tasks)
+            branches = [(task.index, sample) for task in tasks for sample in range(task.samples)]
+            self._open.update(branches)
+            self._busy += len(branches)
         for task in tasks:
             asyncio.run_coroutine_threadsafe(self._run_group(task), self._loop)
         try:
             while len(self._groups) < len(tasks):
                 self._poll()
                 self._serve(engine)
+            self._hand_over(engine)  # the last closings: the engine is left empty
         except BaseException:
             self._abandon(engine, tasks)
             raise
@@ -117,8 +121,11 @@ class Collector:
         return await request.answer
 
     def close(self, group: int, sample: int) -> None:
-        """See episode.Drawer; called in the collector's thread."""
+        """See episode.Drawer; called in the collector's thread. A second call does nothing."""
         with self._changed:
+            if (group, sample) not in self._open:
+                return
+            self._open.remove((group, sample))
             self._requests.append(_Close(group, sample))
             self._busy -= 1
             self._changed.notify()
@@ -132,13 +139,7 @@ class Collector:
                 raise self._failure
             if not waits():
                 return
-            requests, self._requests = sorted(self._requests, key=lambda r: (r.group, r.sample)), []
-        for request in requests:
-            if isinstance(request, _Close):
-                engine.close(request.group, request.sample)
-            else:
-                engine.draw(request.group, request.sample, request.max_tokens, ids=request.ids)
-                self._pending[request.group, request.sample] = request
+        self._hand_over(engine)
         if self._pending:
             self._deliver(engine.tick())
         else:
@@ -146,6 +147,16 @@ class Collector:
             with self._changed:  # only verdicts are awaited
                 self._changed.wait_for(lambda: self._failure or self._requests or self._busy, timeout=0.01)
             self.seconds_waiting += time.perf_counter() - started
+
+    def _hand_over(self, engine: Engine) -> None:
+        with self._changed:
+            requests, self._requests = sorted(self._requests, key=lambda r: (r.group, r.sample)), []
+        for request in requests:
+            if isinstance(request, _Close):
+                engine.close(request.group, request.sample)
+            else:
+                engine.draw(request.group, request.sample, request.max_tokens, ids=request.ids)
+                self._pending[request.group, request.sample] = request
 
     def _deliver(self, turns: list[tuple[int, int, Turn]]) -> None:
         with self._changed:
@@ -157,14 +168,19 @@ class Collector:
     async def _run_group(self, task: Task) -> None:
         try:
             rollouts: list[Rollout] = list(await asyncio.gather(
-                *(self._episode(self, task, sample) for sample in range(task.samples))))
+                *(self._run_branch(task, sample) for sample in range(task.samples))))
             with self._changed:
                 self._groups[task.index] = Group(task.index, task.example, task.prompt, tuple(rollouts))
                 self._changed.notify()
         except Exception as error:  # carried to the main thread, which raises it
             with self._changed:
-                self._failure = error
+                self._failure = self._failure or error
                 self._changed.notify()
+
+    async def _run_branch(self, task: Task, sample: int) -> Rollout:
+        rollout = await self._episode(self, task, sample)
+        self.close(task.index, sample)  # an episode may end without a word
+        return rollout
 
     def _abandon(self, engine: Engine, tasks: list[Task]) -> None:
         self.shutdown()
@@ -173,10 +189,17 @@ class Collector:
                 with contextlib.suppress(ValueError):  # closed already
                     engine.close(task.index, sample)
 
-    def _cancel_all(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.call_soon(self._loop.stop)
+    def _run_loop(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(_cancel_others())
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _resolve(answer: asyncio.Future[Turn], turn: Turn) -> None:
