@@ -1,0 +1,371 @@
+"""The RL phase: which groups are learnt from, what is refused, what is reported; and a scripted agent on a real engine."""
+
+import functools
+import json
+import math
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+import reference_llama as reference
+
+from swerl_jax.data.records import (INFRA_FAULT, LENGTH, POLICY_FAULT, SCORED, STOP, TRUNCATED, Example, Group, Outcome,
+                                    Rollout, Similarity)
+from swerl_jax.env.collector import Collector
+from swerl_jax.env.episode import SingleTurn, Task, rollout
+from swerl_jax.env.reward import RewardSpec, make_reward
+from swerl_jax.env.score_file import score_file
+from swerl_jax.env.tokenizer import load_tokenizer
+from swerl_jax.learn.batch import PackSettings
+from swerl_jax.learn.learner import Learner, OptimizerSettings
+from swerl_jax.learn.loss import LossSettings
+from swerl_jax.learn.metrics import METRICS, RolloutLog
+from swerl_jax.learn.rl import RlPhase, RlSettings, rollout_metrics, rollout_rows
+from swerl_jax.policy.engine import Engine, EngineSettings
+
+ARCH = reference.SMALL
+ANSWER = 12  # tokens
+EXAMPLE = Example("e", "", "", "broken", {"m.py": "a\n"}, {"m.py": "b\n"})
+
+
+def settings(**changes):
+    values = {"steps": 9, "prompts": 2, "samples": 2, "minibatches": 1, "epochs": 1, "advantage": "grpo",
+              "aggregation": "token_mean", "constant_length": ANSWER, "learn_truncated": True,
+              "drop_constant_groups": False, "max_draws": 3, "max_logp_diff": 0.01, "max_fault_frac": 0.5}
+    return RlSettings(**{**values, **changes})
+
+
+class Stream:
+    """Examples 0, 1, 2, …; the id says which."""
+
+    def __init__(self):
+        self.position = 0
+
+    def next(self):
+        self.position += 1
+        return self.position - 1, Example(str(self.position - 1), "", "", "x", {}, {})
+
+
+class SilentEngine:
+    """Takes weights; nothing is drawn from it."""
+
+    compilations = 0
+
+    def load(self, params, version):
+        self.version = version
+
+
+class ScriptedCollector:
+    """Answers each task with `rewards(index)`: one number a sample, None for a fault of ours; the ids are random."""
+
+    seconds_waiting = 0.0
+
+    def __init__(self, rewards, logp_error=0.0, stop_reason=lambda index, sample: STOP, lengths=(3, 7)):
+        self.asked = []
+        self._rewards, self._error, self._stop_reason, self._lengths = rewards, logp_error, stop_reason, lengths
+
+    def run(self, engine, tasks):
+        self.asked.append([task.index for task in tasks])
+        return [Group(task.index, task.example, task.prompt, tuple(
+            self._rollout(task, sample, reward) for sample, reward in enumerate(self._rewards(task.index))))
+            for task in tasks]
+
+    def _rollout(self, task, sample, reward):
+        rng = np.random.default_rng([task.index, sample])
+        n = self._lengths[sample % len(self._lengths)]
+        ids = rng.integers(0, ARCH.V, n).astype(np.int32)
+        logp = reference.answer_logp(_parameters(), ARCH, task.prompt, ids).astype(np.float32) + self._error
+        status = INFRA_FAULT if reward is None else SCORED if reward >= 0 else POLICY_FAULT
+        reason = "" if status == SCORED else "tag_count" if status == POLICY_FAULT else "the scorer died"
+        return Rollout(task.example.id, sample, ids, np.ones(n, bool), logp, np.zeros(n, np.int32),
+                       self._stop_reason(task.index, sample), "", Outcome(status, reward, reason))
+
+
+@functools.cache
+def _parameters():
+    return reference.parameters(reference.random_model(ARCH, spread=0.09))
+
+
+@functools.cache
+def learner(learning_rate=0.0):
+    return Learner(ARCH, reference.one_device(), OptimizerSettings(learning_rate, "constant", 0, 100), LossSettings("clip"))
+
+
+def state(learning_rate=0.0):
+    return learner(learning_rate).begin(reference.random_model(ARCH, spread=0.09))
+
+
+def prompt_ids(example):
+    return np.arange(5, 9, dtype=np.int32)
+
+
+PACKING = PackSettings((8,), (24,), block=4, max_branch_tokens=ANSWER, rows=2)
+
+
+def phase(collector, learning_rate=0.0, **changes):
+    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(learning_rate), PACKING)
+
+
+def test_constant_groups_are_dropped_and_others_drawn_instead():
+    collector = ScriptedCollector(lambda index: (0.5, 0.5) if index in (0, 3) else (0.25, 1.0))
+    new, metrics, rows = phase(collector, drop_constant_groups=True, prompts=3).step(state(), 4)
+    assert collector.asked == [[0, 1, 2], [3], [4]]
+    assert (metrics["group/drawn"], metrics["group/dropped"]) == (5, 2)
+    assert metrics["group/zero_std_frac"] == pytest.approx(2 / 5)
+    assert metrics["tokens/learned"] == 3 * (3 + 7)
+    assert [row["index"] for row in rows if row["kind"] == "group"] == [0, 1, 2, 3, 4], "dropped groups are logged too"
+
+
+def test_too_many_constant_groups_end_the_run():
+    collector = ScriptedCollector(lambda index: (-1.0, -1.0))
+    with pytest.raises(ValueError, match=r"step 4: 6 groups were drawn and only 0 have unequal rewards, 2 are needed; "
+                                         r"raise rl\.max_draws"):
+        phase(collector, drop_constant_groups=True).step(state(), 4)
+    assert collector.asked == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_constant_groups_stay_by_default_and_have_no_gradient():
+    before = state(0.05)
+    kept = reference.parameters(before.params)
+    new, metrics, _ = phase(ScriptedCollector(lambda index: (-1.0, -1.0)), 0.05).step(before, 0)
+    assert metrics["group/zero_std_frac"] == 1 and metrics["grad_norm"] == 0 and metrics["update/count"] == 1
+    assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
+
+
+def test_faults_of_ours_are_outside_baseline_and_gradient():
+    """(0.2, None, 0.8) learns exactly what (0.2, 0.8) does."""
+    with_fault = phase(ScriptedCollector(lambda index: (0.2, None, 0.8), lengths=(3, 12, 7)), 0.05, samples=3)
+    without = phase(ScriptedCollector(lambda index: (0.2, 0.8), lengths=(3, 7)), 0.05)
+    # The ids depend on (index, sample): the third answer must be the same as the second there.
+    without._collector._rollout = functools.partial(_shifted, without._collector._rollout, with_fault._collector._rollout)
+    one, metrics, rows = with_fault.step(state(0.05), 0)
+    two, expected, _ = without.step(state(0.05), 0)
+    assert metrics["infra_faults"] == 2 and metrics["grad_norm"] == expected["grad_norm"] > 0
+    assert metrics["reward/mean"] == pytest.approx(0.5) and metrics["reward/std"] == pytest.approx(0.3)
+    assert metrics["tokens/learned"] == 2 * 10 and metrics["tokens/sampled"] == 2 * 22
+    ours, theirs = reference.parameters(one.params), reference.parameters(two.params)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert [row["reward"] for row in rows if row["kind"] == "rollout"] == [0.2, None, 0.8] * 2
+
+
+def _shifted(plain, other, task, sample, reward):
+    return plain(task, sample, reward) if sample == 0 else other(task, 2, reward)
+
+
+def test_too_many_faults_end_the_run():
+    faulty = ScriptedCollector(lambda index: (0.2, None))
+    phase(faulty).step(state(), 0)  # half of them: just allowed
+    with pytest.raises(ValueError, match=r"2 of 4 answers have no verdict.*40%.*reward\.max_fault_frac"):
+        phase(faulty, max_fault_frac=0.4).step(state(), 0)
+
+
+def test_a_step_of_faults_alone_learns_nothing():
+    before = state(0.05)
+    kept = reference.parameters(before.params)
+    new, metrics, _ = phase(ScriptedCollector(lambda index: (None, None)), 0.05, max_fault_frac=1.0).step(before, 0)
+    assert metrics["update/count"] == 0 and metrics["infra_faults"] == 4 and math.isnan(metrics["reward/mean"])
+    assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
+    assert set(metrics) <= set(METRICS)
+
+
+def test_truncated_answers_may_be_kept_from_the_loss():
+    collector = ScriptedCollector(lambda index: (0.0, 0.5, 1.0), lengths=(3, 12, 7),
+                                  stop_reason=lambda index, sample: LENGTH if sample == 1 else STOP)
+    _, metrics, _ = phase(collector, samples=3, learn_truncated=False).step(state(), 0)
+    assert metrics["tokens/learned"] == 2 * 10 and metrics["length/clipped_frac"] == pytest.approx(1 / 3)
+    # Still in the baseline: advantages of the others are ∓(1/2) / sqrt(1/6), all ratios are 1.
+    a = 0.5 / (math.sqrt(1 / 6) + 1e-6)
+    assert metrics["loss"] == pytest.approx(-(2 * 3 * -a + 2 * 7 * a) / 20, rel=1e-4)
+    _, metrics, _ = phase(collector, samples=3).step(state(), 0)
+    assert metrics["tokens/learned"] == 2 * 22
+
+
+def test_minibatches_and_epochs_are_updates_of_their_own_and_clip():
+    collector = ScriptedCollector(lambda index: (0.0, 1.0))
+    new, metrics, _ = phase(collector, 0.05, prompts=4, minibatches=2, epochs=3).step(state(0.05), 0)
+    assert metrics["update/count"] == 6 and int(new.step) == 6
+    assert metrics["clip/low_frac"] > 0 and metrics["clip/high_frac"] > 0
+    assert metrics["logp_diff/max"] < 1e-5, "of the first update only, whose weights are the sampler's"
+    assert metrics["tokens/learned"] == 3 * 4 * 10
+    _, once, _ = phase(collector, 0.05, prompts=4).step(state(0.05), 0)
+    assert once["update/count"] == 1 and once["clip/low_frac"] == once["clip/high_frac"] == 0
+
+
+def test_sampler_and_learner_that_disagree_end_the_run():
+    rewards = lambda index: (0.0, 1.0)  # noqa: E731
+    _, metrics, _ = phase(ScriptedCollector(rewards, logp_error=0.005)).step(state(), 0)
+    assert metrics["logp_diff/mean"] == pytest.approx(0.005, abs=1e-5)
+    for error in (0.02, math.nan):
+        with pytest.raises(ValueError, match=r"logp_diff/mean is .* above rl\.max_logp_diff=0\.01"):
+            phase(ScriptedCollector(rewards, logp_error=error)).step(state(), 0)
+
+
+def _answer(sample, n, stop_reason, outcome):
+    return Rollout("e", sample, np.zeros(n, np.int32), np.arange(n) != 1, np.full(n, -0.5, np.float32),
+                   np.full(n, 3, np.int32), stop_reason, f"text {sample}", outcome)
+
+
+GROUPS = [
+    Group(4, EXAMPLE, np.zeros(10, np.int32), (
+        _answer(0, 5, STOP, Outcome(SCORED, 1.0, similarities=(Similarity("m.py", "p", "o", 1.0),), is_exact=True)),
+        _answer(1, 9, LENGTH, Outcome(TRUNCATED, -1.0, "tag_count")),
+        _answer(2, 3, STOP, Outcome(SCORED, 0.4)))),
+    Group(5, EXAMPLE, np.zeros(20, np.int32), (
+        _answer(0, 2, STOP, Outcome(POLICY_FAULT, -1.0, "no_blocks", "detail")),
+        _answer(1, 4, STOP, Outcome(INFRA_FAULT, None, "the scorer died")),
+        _answer(2, 7, STOP, Outcome(POLICY_FAULT, -1.0, "tag_count")))),
+]
+
+
+def test_rollout_metrics_by_hand():
+    metrics = rollout_metrics(GROUPS)
+    assert metrics == pytest.approx({
+        "reward/mean": -0.32, "reward/std": math.sqrt((1.32**2 + 0.72**2 + 3 * 0.68**2) / 5), "reward/well_formed_mean": 0.7,
+        "exact_frac": 0.2, "format/correct_frac": 0.4, "format/tag_count_frac": 0.4, "format/no_blocks_frac": 0.2,
+        "format/empty_thought_frac": 0, "format/no_change_frac": 0, "format/search_not_found_frac": 0,
+        "group/zero_std_frac": 0.5, "group/drawn": 2,
+        "length/mean": 5, "length/p95": 8.5, "length/max": 9, "length/clipped_frac": 1 / 6,
+        "prompt/mean": 15, "tokens/sampled": 30 - 6, "infra_faults": 1})
+    assert set(metrics) <= set(METRICS)
+
+
+def test_rollout_rows():
+    head, first, *others = rollout_rows(GROUPS[0])
+    assert head == {"kind": "group", "example_id": "e", "index": 4, "prompt_tokens": 10, "issue": "broken",
+                    "code_context": {"m.py": "a\n"}, "oracle_new_content": {"m.py": "b\n"}}
+    assert first == {"kind": "rollout", "example_id": "e", "sample": 0, "output": "text 0", "reward": 1.0, "status": SCORED,
+                     "reason": "", "detail": "", "is_well_formed": True, "is_exact": True, "stop_reason": STOP, "tokens": 5,
+                     "logp": -2.0, "version": 3, "similarities": [{"path": "m.py", "similarity": 1.0}]}
+    assert [(row["sample"], row["status"], row["is_well_formed"]) for row in others] == [(1, TRUNCATED, False), (2, SCORED, True)]
+
+
+ANSWERS = {
+    "exact": "<think>t</think><solution>```\n### m.py\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n```</solution>",
+    "near": "<think>t</think><solution>```\n### m.py\n<<<<<<< SEARCH\na\n=======\nbb\n>>>>>>> REPLACE\n```</solution>",
+    "no tags": "b \ud800\x00",
+    "no blocks": "<think>t</think><solution>b</solution>",
+}
+
+
+def test_rollouts_can_be_scored_again(tmp_path):
+    reward = make_reward(RewardSpec())
+    outcomes = {text: reward(text, dict(EXAMPLE.files), dict(EXAMPLE.oracle)) for text in ANSWERS.values()}
+    assert [o.reward == -1 for o in outcomes.values()] == [False, False, True, True]
+    rollouts = [Rollout("e", i, np.zeros(1, np.int32), np.ones(1, bool), np.zeros(1, np.float32), np.zeros(1, np.int32), STOP,
+                        text, outcome) for i, (text, outcome) in enumerate(outcomes.items())]
+    group = Group(0, EXAMPLE, np.zeros(3, np.int32), tuple(rollouts))
+    path = RolloutLog(tmp_path).write(1, rollout_rows(group))
+    score_file(path, tmp_path / "again.jsonl", RewardSpec(), workers=1, deadline_s=60, progress=False)
+    before, after = ([json.loads(line) for line in p.read_text().splitlines()] for p in (path, tmp_path / "again.jsonl"))
+    assert len(after) == 5
+    for old, new in zip(before[1:], after[1:]):
+        assert {key: new[key] for key in ("reward", "reason", "status", "is_exact", "output", "tokens")} == {
+            key: old[key] for key in ("reward", "reason", "status", "is_exact", "output", "tokens")}
+        assert [s["similarity"] for s in new["similarities"]] == [s["similarity"] for s in old["similarities"]]
+
+
+TEMPERATURE = 0.8
+STOP_IDS = (57, 58, 59, 60)
+OBSERVATIONS = [[7, 8, 9], [10]]
+LONGEST = 24  # tokens of a branch: 6 + 4 + 6 + 2 + 6
+
+
+async def three_turns(policy, task, sample):
+    """Draws, observes, draws, observes, draws; the world's words and the limits depend on the branch."""
+    turns, observations = [await policy.draw(task.index, sample, 6)], []
+    for words in OBSERVATIONS:
+        observations.append(np.array([*words, sample], np.int32))
+        turns.append(await policy.draw(task.index, sample, 4 + sample, ids=observations[-1]))
+    policy.close(task.index, sample)
+    outcome = Outcome(INFRA_FAULT, None, "lost") if (task.index, sample) == (12, 1) else Outcome(SCORED, 0.3 * sample)
+    return rollout(task, sample, turns, observations, "", outcome)
+
+
+@functools.cache
+def _agent():
+    """(engine, learner), compiled once for all tests; three groups do not fit the two slots at one time."""
+    engine = Engine(ARCH, EngineSettings(groups=2, samples=3, prefix_buckets=(8,), branch_buckets=(LONGEST,), ticks=16,
+                                         stop_ids=STOP_IDS, extend_tokens=8, temperature=TEMPERATURE, seed=3,
+                                         is_unrolled=False), reference.one_device())
+    return engine, Learner(ARCH, reference.one_device(), OptimizerSettings(0.01, "constant", 0, 100),
+                           LossSettings("clip", temperature=TEMPERATURE))
+
+
+def _agent_phase(episode):
+    stream = Stream()
+    stream.position = 10
+    packing = PackSettings((8,), (3 * LONGEST,), block=4, max_branch_tokens=LONGEST, rows=2)
+    engine, agent = _agent()
+    return RlPhase(settings(prompts=3, samples=3), stream, _agent_prompt, engine, Collector(episode, LONGEST), agent, packing)
+
+
+def _agent_prompt(example):
+    return np.arange(5 + int(example.id) % 4, dtype=np.int32)
+
+
+def _three_turn_groups(*indices):
+    engine, _ = _agent()
+    engine.load(reference.random_model(ARCH, spread=0.09), 5)
+    examples = [Example(str(index), "", "", "x", {}, {}) for index in indices]
+    with Collector(three_turns, LONGEST) as collector:
+        return collector.run(engine, [Task(int(e.id), e, _agent_prompt(e), 3) for e in examples])
+
+
+def test_three_scripted_turns_on_a_real_engine():
+    groups = _three_turn_groups(10, 11, 12)
+    for group in groups:
+        for r in group.rollouts:
+            # the observations stand where the world spoke, and nowhere else
+            words = np.concatenate([[*o, r.sample] for o in OBSERVATIONS])
+            assert r.ids[~r.is_sampled].tolist() == words.tolist()
+            assert (r.version == np.where(r.is_sampled, 5, -1)).all() and (r.logp[~r.is_sampled] == 0).all()
+            edges = np.flatnonzero(np.diff(r.is_sampled.astype(int), prepend=0, append=0))
+            lengths = np.diff(edges)[::2]
+            assert len(lengths) == 3 and (lengths <= [6, 4 + r.sample, 4 + r.sample]).all()
+            assert r.stop_reason == (STOP if r.ids[-1] in STOP_IDS else LENGTH)
+            # and every id was drawn at the log-probability that the plain model gives it
+            plain = reference.answer_logp(_parameters(), ARCH, group.prompt, r.ids, TEMPERATURE)
+            assert np.abs(plain - r.logp)[r.is_sampled].max() <= 1e-5
+    texts = {tuple(r.ids) for group in groups for r in group.rollouts}
+    assert len(texts) == 9
+    for group, again in zip(groups, _three_turn_groups(10, 11, 12), strict=True):
+        for a, b in zip(group.rollouts, again.rollouts, strict=True):
+            assert (a.ids == b.ids).all() and (a.logp == b.logp).all()
+    [alone] = _three_turn_groups(12)  # keys are folded from names, not from the queue
+    assert [r.ids.tolist() for r in alone.rollouts] == [r.ids.tolist() for r in groups[2].rollouts]
+
+
+def test_several_turns_are_learnt_like_one():
+    """The whole phase on the scripted agent: the learner's log-probs of what was sampled equal the engine's."""
+    one = _agent_phase(three_turns)
+    with one._collector:
+        new, metrics, rows = one.step(one.learner.begin(reference.random_model(ARCH, spread=0.09)), 0)
+        again, second, _ = one.step(new, 1)
+    assert metrics["logp_diff/max"] <= 1e-5 and second["logp_diff/max"] <= 1e-5
+    assert metrics["infra_faults"] == 1 and metrics["grad_norm"] > 0
+    tokens = [row["tokens"] for row in rows if row["kind"] == "rollout"]
+    observed = sum(len(o) + 1 for o in OBSERVATIONS)
+    assert metrics["tokens/sampled"] == sum(tokens) - 9 * observed
+    assert metrics["tokens/learned"] == metrics["tokens/sampled"] - (tokens[7] - observed), "not the lost one"
+    assert [row["version"] for row in rows if row["kind"] == "rollout"] == [0] * 9
+
+
+def test_single_turns_on_a_real_engine_with_faults_and_cuts():
+    """SWE-RL's own episode: text from ids without the stop id, verdicts late, and a cut answer known as such."""
+    tokenizer = load_tokenizer("byte")
+
+    def score(text, example):
+        assert len(text.encode("utf-8", "surrogateescape")) <= 3 * 8
+        future = Future()
+        future.set_result(Outcome(SCORED, 0.5))
+        return future
+
+    one = _agent_phase(SingleTurn(tokenizer, STOP_IDS, 8, score, truncated_reward=0.25))
+    with one._collector:
+        _, metrics, rows = one.step(one.learner.begin(reference.random_model(ARCH, spread=0.09)), 0)
+    answers = [row for row in rows if row["kind"] == "rollout"]
+    assert {row["stop_reason"] for row in answers} == {STOP, LENGTH}, "the seed shows both"
+    for row in answers:
+        assert (row["status"], row["reward"]) == ((TRUNCATED, 0.25) if row["stop_reason"] == LENGTH else (SCORED, 0.5))
+        assert (row["tokens"] == 8) >= (row["stop_reason"] == LENGTH)
+    assert metrics["logp_diff/max"] <= 1e-5
