@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "reward.discrete": (False, "1 for an exact match else 0 (the paper's ablation)"),
     "reward.truncated": ("score", "an answer cut by the limit: score its text as it is, or a number; paper silent, ours"),
     "reward.workers": (2, "scoring processes"),
-    "reward.deadline_s": (0.0, "per answer [s]; 0: derived from answer.max_tokens so that no answer can reach it"),
+    "reward.deadline_s": (0.0, "per answer [s]; 0: longer than any answer can take (scorer.default_deadline_s)"),
     "reward.max_fault_frac": (0.05, "share of answers lost to infrastructure faults above which the run stops; ours"),
     # -- model and mesh --------------------------------------------------------------------------------------------
     "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS; the vocabulary is taken from the tokenizer when trained here"),
@@ -188,22 +189,39 @@ class _Rule:
     text: str
 
 
-_TASKS = ("train", "score", "eval", "sample")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("train", "score", "eval", "sample"),
+    "data.on_malformed": ("stop", "skip"),
+    "on_malformed": ("stop", "skip"),
+    "tasks.scope": ("function", "module"),
+    "chat": ("llama3", "compact"),
+    "prompt.style": ("swe_rl", "compact"),
+    "reward.similarity": ("difflib", "indel"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "engine.unroll_layers": ("auto", "true", "false"),
+    "rl.advantage": ("grpo", "dr_grpo", "rloo"),
+    "rl.loss": ("clip", "cispo"),
+    "rl.aggregation": ("token_mean", "sequence_mean", "constant"),
+    "rl.schedule": ("constant", "cosine"),
+    "sft.schedule": ("constant", "cosine"),
+}
+_AT_LEAST_ONE = (
+    "prompt.max_tokens", "answer.max_tokens", "reward.workers", "engine.groups", "engine.ticks", "rl.prompts", "rl.samples",
+    "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
+    "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoint.every_steps", "checkpoint.keep",
+)
 _RULES = (
-    _Rule(lambda c: c.task not in _TASKS, "task is {task!r}; needed is one of train, score, eval, sample"),
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
           "top_p {engine.top_p} / top_k {engine.top_k}: answers drawn from a truncated distribution make the policy ratio "
           "of the loss wrong (it is taken against the full one); set top_p=1 and top_k=0 and use temperature"),
     _Rule(lambda c: c.rl.max_lag != 0, "rl.max_lag is {rl.max_lag}; only 0 (synchronous) is implemented"),
     _Rule(lambda c: not set(c.phases) <= {"sft", "rl"}, "phases are {phases}; needed are names out of sft, rl"),
     _Rule(lambda c: c.engine.temperature <= 0, "engine.temperature is {engine.temperature}; training needs more than 0"),
-    _Rule(lambda c: c.rl.prompts % c.rl.minibatches != 0,
+    _Rule(lambda c: c.rl.minibatches > 0 and c.rl.prompts % c.rl.minibatches != 0,
           "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),
-    _Rule(lambda c: c.rl.aggregation not in ("token_mean", "sequence_mean", "constant"),
-          "rl.aggregation is {rl.aggregation!r}; needed is token_mean, sequence_mean or constant"),
-    _Rule(lambda c: c.rl.advantage not in ("grpo", "dr_grpo", "rloo"),
-          "rl.advantage is {rl.advantage!r}; needed is grpo, dr_grpo or rloo"),
-    _Rule(lambda c: c.rl.loss not in ("clip", "cispo"), "rl.loss is {rl.loss!r}; needed is clip or cispo"),
+    _Rule(lambda c: c.reward.truncated != "score" and not _is_number(c.reward.truncated),
+          "reward.truncated is {reward.truncated!r}; needed is score or a number"),
     _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),
@@ -223,6 +241,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: every broken rule, one a line, each with what was got and what to change.
     """
-    faults = [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
+    values = dict(flat(config))
+    faults = [f"{name} is {values[name]!r}; needed is one of {', '.join(allowed)}" for name, allowed in _CHOICES.items()
+              if values[name] not in allowed]
+    faults += [f"{name} is {values[name]}; needed is at least 1" for name in _AT_LEAST_ONE if values[name] < 1]
+    faults += [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
     if faults:
         raise ValueError("\n".join(faults))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,140 @@
+"""Settings: every name once with its meaning, and every refusal with what to do."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from swerl_jax import config as config_lib
+
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+VARIANTS = [(path.stem, variant) for path in CONFIGS for variant in ("", "quick")]
+TASKS = ("score", "eval", "sample")  # of the same name as their config
+NO_QUICK = (*TASKS, "70b")
+
+
+def load(name):
+    path = next(path for path in CONFIGS if path.stem == name)
+    spec = importlib.util.spec_from_file_location(f"config_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def changed(**changes):
+    return config_lib.update(config_lib.default(), {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def test_every_setting_has_a_default_and_a_meaning():
+    flat = dict(config_lib.flat(config_lib.default()))
+    assert list(flat) == list(config_lib.KEYS)
+    for name, (value, meaning) in config_lib.KEYS.items():
+        assert flat[name] == value and type(flat[name]) is type(value)
+        assert len(meaning) > 5, name
+
+
+@pytest.mark.parametrize("name, hint", [
+    ("rl.stepz", "did you mean config.rl.steps?"),
+    ("rl.temperature", "did you mean config."),
+    ("learning_rate", "learning_rate?"),
+    ("engine.topp", "did you mean config.engine.top_p?"),
+    ("rl", "is not a setting"),
+    ("zzzzzzzz", "swerl_jax/config.py lists them all"),
+])
+def test_an_unknown_name_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(ValueError) as error:
+        config_lib.update(config_lib.default(), {name: 1})
+    assert str(error.value).startswith(f"config.{name} is not a setting") and hint in str(error.value)
+
+
+def test_no_setting_can_be_added_by_attribute():
+    with pytest.raises(AttributeError):
+        config_lib.default().rl.stepz = 3
+
+
+@pytest.mark.parametrize("name, value, needed", [
+    ("rl.steps", "many", "int"), ("rl.steps", 1.5, "int"), ("engine.prefix_buckets", 128, "tuple"),
+    ("task", 3, "str"), ("data.shuffle", "no", "bool"), ("rl.clip_low", "0.2", "float"),
+])
+def test_a_value_of_another_type_is_refused(name, value, needed):
+    with pytest.raises(ValueError, match=f"config.{name} is {value!r}; needed is {needed} like the default"):
+        config_lib.update(config_lib.default(), {name: value})
+
+
+def test_a_whole_number_will_do_for_a_fraction():
+    assert changed(rl__clip_low=1).rl.clip_low == 1.0
+
+
+# (changes that break one rule, what its message says was got, what it says to do)
+REFUSALS = {
+    "task": ({"task": "trian"}, "'trian'", "train, score, eval, sample"),
+    "top_p": ({"engine.top_p": 0.9}, "top_p 0.9", "set top_p=1 and top_k=0 and use temperature"),
+    "top_k": ({"engine.top_k": 50}, "top_k 50", "makes? the policy ratio of the loss wrong"),
+    "max_lag": ({"rl.max_lag": 1}, "rl.max_lag is 1", r"only 0 \(synchronous\)"),
+    "phases": ({"phases": ("sft", "dpo")}, "'dpo'", "out of sft, rl"),
+    "temperature": ({"engine.temperature": 0.0}, "0.0", "more than 0"),
+    "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
+    "truncated": ({"reward.truncated": "zero"}, "'zero'", "score or a number"),
+    "truncated_nan": ({"reward.truncated": "nan"}, "'nan'", "score or a number"),
+    "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
+    "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
+    "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),
+    "score": ({"task": "score", "input": "a"}, "task score", "--config.output=B.jsonl"),
+    "eval": ({"task": "eval"}, "task eval", "--config.eval.checkpoint=RUN_DIRECTORY"),
+    "sample": ({"task": "sample"}, "task sample", "--config.eval.checkpoint=RUN_DIRECTORY"),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSALS)
+def test_what_cannot_work_is_refused(rule):
+    changes, got, remedy = REFUSALS[rule]
+    with pytest.raises(ValueError, match=f"(?s){got}.*{remedy}") as error:
+        config_lib.check(config_lib.update(config_lib.default(), changes))
+    assert "{" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, wrong, allowed", [
+    ("rl.aggregation", "mean", "token_mean, sequence_mean, constant"), ("rl.advantage", "gae", "grpo, dr_grpo, rloo"),
+    ("rl.loss", "ppo", "clip, cispo"), ("rl.schedule", "linear", "constant, cosine"), ("sft.schedule", "", "constant, cosine"),
+    ("model.dtype", "float16", "float32, bfloat16"), ("model.param_dtype", "fp32", "float32, bfloat16"),
+    ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "chatml", "llama3, compact"),
+    ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
+    ("data.on_malformed", "ignore", "stop, skip"), ("on_malformed", "ignore", "stop, skip"),
+    ("tasks.scope", "file", "function, module"),
+])
+def test_names_out_of_a_list(name, wrong, allowed):
+    with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; needed is one of {allowed}$"):
+        config_lib.check(config_lib.update(config_lib.default(), {name: wrong}))
+
+
+@pytest.mark.parametrize("name", ["rl.prompts", "rl.samples", "rl.minibatches", "rl.epochs", "checkpoint.every_steps",
+                                  "eval.examples", "answer.max_tokens", "reward.workers"])
+def test_numbers_that_must_not_be_zero(name):
+    with pytest.raises(ValueError, match=f"(?m)^{name} is 0; needed is at least 1$"):
+        config_lib.check(config_lib.update(config_lib.default(), {name: 0}))
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError) as error:
+        config_lib.check(changed(engine__top_p=0.5, rl__max_lag=2))
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_the_defaults_work():
+    config_lib.check(config_lib.default())
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_configs(name, variant):
+    module = load(name)
+    assert f"configs/{name}.py" in module.__doc__, "says its command"
+    if variant and name in NO_QUICK:
+        with pytest.raises(ValueError, match=f"configs/{name}.py has no variant '{variant}'"):
+            module.get_config(variant)
+        return
+    config = module.get_config(variant)
+    if config.task == "train":
+        config_lib.check(config)
+    assert config.task == (name if name in TASKS else "train")
+    with pytest.raises(ValueError, match="has no variant 'nonsense'"):
+        module.get_config("nonsense")
