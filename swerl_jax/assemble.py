@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,7 @@ from swerl_jax.policy.llama import Llama
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 REFERENCE_NAME = "reference"
+TASKS_NAME = "tasks"
 UNROLLED_LAYERS = 16  # above it, tracing every layer costs more than the scan
 
 
@@ -95,8 +97,20 @@ def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tu
             bar.advance(done - made)
             made = done
 
-        paths = make_tasks(spec, directory / "tasks", show)
-    return (str(paths.train),), str(paths.held_out)
+        paths = make_tasks(spec, directory / TASKS_NAME, show)
+    return (str(paths.train),), config.data.held_out or str(paths.held_out)
+
+
+def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
+    """The evaluation examples of a run that is there already; its own tasks are read, never made anew.
+
+    Raises:
+      ValueError: it has none, and none are configured.
+    """
+    made = run / TASKS_NAME / "held_out.array_record"
+    if not config.data.held_out and not made.exists():
+        raise ValueError(f"{made} does not exist; name the evaluation examples with --config.data.held_out=FILE")
+    return config.data.held_out or str(made)
 
 
 def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
@@ -106,6 +120,8 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
         path = directory / "tokenizer" / "sentencepiece.model"
         if path.exists():
             tokenizer = load_tokenizer(f"sentencepiece:{path}")
+        elif not train:
+            raise ValueError(f"{path} does not exist; give the directory of the run that trained it, or set --config.tokenizer")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
@@ -295,13 +311,16 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
     rl[0].reference = saved_params(str(directory / REFERENCE_NAME), rl[0].learner)
 
 
-def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, steps: int) -> str:
-    """What a person wants to know before the first step."""
+def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, abstract: State,
+           steps: int) -> str:
+    """What a person wants to know before the first step; `abstract` is the state's shapes and shardings."""
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
     kind = mesh.devices.flat[0].device_kind
     r = config.rl
     return (f"run      {directory}\nmodel    {config.model.arch}, {arch.parameters:,} parameters, {config.model.dtype} compute, "
-            f"{config.model.param_dtype} parameters\nmesh     {axes} ({kind})\nsteps    {steps}: "
+            f"{config.model.param_dtype} parameters\nmesh     {axes} ({kind}), {held / 2**20:,.1f} MiB of parameters and moments on each device\n"
+            f"steps    {steps}: "
             + ", ".join(f"{name} {config[name].steps}" for name in config.phases)
             + f"\nrl step  {r.prompts} prompts × {r.samples} answers = {r.prompts * r.samples} rollouts, "
             f"{r.minibatches * r.epochs} update(s)")

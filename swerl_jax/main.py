@@ -13,13 +13,14 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from swerl_jax import __version__, config as config_lib, dry_run
+from swerl_jax.data.atomic_file import write_atomically
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
@@ -28,6 +29,24 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exi
 
 CONFIG_NAME = "config.json"
 RESUMABLE = ("rl.steps", "checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; what is wrong with it is one readable message and exit code 2.
+
+    Returns:
+      What is left of it, the program's name first.
+    """
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in config_lib.KEYS:
+            _fail(config_lib.unknown(name.removeprefix("config.")))
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(_cause(error))
+    except OSError as error:  # the config file, read for the settings that follow it
+        _fail(str(error))
 
 
 def main(argv: list[str]) -> None:
@@ -76,7 +95,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             loop = Loop(directory, phases, evaluator, checkpoints, LoopSettings(
                 config.eval.every_steps, config.checkpoint.every_steps, config.optimizer.max_skipped, is_trained), stop,
                 tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts)
-            print(assemble.banner(config, arch, mesh, directory, loop.total))
+            print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases)
             assemble.keep_reference(config, directory, phases, state, step)
         try:
@@ -112,8 +131,8 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
         from swerl_jax.learn.rl import rollout_rows
 
         run = _run_directory(config)
-        train_paths, held_out = assemble.data_paths(config, run)
-        text = assemble.text(config, run, train_paths)
+        held_out = assemble.held_out_path(config, run)
+        text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
         params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
@@ -133,7 +152,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
         example = answer.read_example(config.sample.issue, config.sample.files)
         run = _run_directory(config)
-        text = assemble.text(config, run, assemble.data_paths(config, run)[0])
+        text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
         params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = assemble.engine(config, arch, mesh, text, samples=1, temperature=config.sample.temperature,
@@ -184,20 +203,27 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
                          "it yourself")
     directory.mkdir(parents=True, exist_ok=True)
     about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "config": wanted}
-    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(about, indent=1) + "\n")
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The settings of the run that `eval.checkpoint` belongs to, changed where the given config differs from defaults."""
+    """The settings of the run that `eval.checkpoint` belongs to, changed where the command line or the config does.
+
+    Raises:
+      ValueError: together they cannot work.
+    """
     path = _run_directory(config) / CONFIG_NAME
     if not path.exists():
         return config
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
     plain = dict(config_lib.flat(config_lib.default()))
-    given = {name: value for name, value in config_lib.flat(config) if value != plain[name]}
+    said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
+    given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
     merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
               if name in config_lib.KEYS} | given
-    return config_lib.update(config_lib.default(), merged)
+    config = config_lib.update(config_lib.default(), merged)
+    config_lib.check(config)
+    return config
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -206,8 +232,13 @@ def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def _resume_command(directory: pathlib.Path) -> str:
-    arguments = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "--resume"))]
-    return shlex.join([sys.executable, "-m", "swerl_jax.main", *arguments, f"--workdir={directory}", "--resume"])
+    kept, is_value = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not is_value and name not in ("workdir", "resume", "noresume"):
+            kept.append(argument)
+        is_value = not is_value and name == "workdir" and not equals
+    return shlex.join([sys.executable, "-m", "swerl_jax.main", *kept, f"--workdir={directory}", "--resume"])
 
 
 @contextlib.contextmanager
@@ -219,10 +250,18 @@ def _readable_errors() -> Iterator[None]:
         _fail(str(error))
 
 
-def _fail(message: str) -> None:
+def _cause(error: BaseException) -> str:
+    """What a config file said when it refused: ml_collections shows it as a traceback."""
+    if "Traceback" in str(error):
+        while error.__context__ is not None:
+            error = error.__context__
+    return str(error)
+
+
+def _fail(message: str) -> NoReturn:
     print(f"swerl_jax: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "learn.metrics": "data.atomic_file data.records",
     "learn.report": "data.records learn.metrics",
     "learn.evaluate": "data.records env.* policy.* learn.report",
-    "learn.loop": "data.* learn.*",
+    "learn.loop": "data.* env.progress learn.*",
     "learn.summary": "data.atomic_file learn.*",
     "learn.answer": "data.records env.* policy.* learn.report",
     "learn.rl": "data.* env.* policy.* learn.*",

@@ -34,6 +34,13 @@ class Progress:
             self._shown_s = now_s
             self._show(note)
 
+    def clear(self) -> None:
+        """Takes the bar off the terminal's line, so that other text can be printed there."""
+        if self._is_terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown_s = 0.0  # the next advance draws it again
+
     def __enter__(self) -> Progress:
         return self
 

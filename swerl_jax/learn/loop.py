@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import jax
 
 from swerl_jax.data.loader import Loader
+from swerl_jax.env.progress import Progress
 from swerl_jax.learn import evaluate
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
@@ -156,6 +157,7 @@ class Loop:
         Raises:
           StopRequested: after saving, when a signal came. ValueError: numbers went wrong; names metric and step.
         """
+        self._progress = Progress(self.total - step, "training")
         try:
             self._begin(state, step)
             while step < self.total:
@@ -166,6 +168,7 @@ class Loop:
                 state, metrics, rows = self._step(phase, state, step)
                 step += 1
                 self._log(phase, step, state, metrics, rows)
+                self._progress.advance(note=phase.name)
                 if step % self.settings.checkpoint_every == 0 or step == self.total:
                     self._save(state, step)
         except StopRequested:
@@ -216,8 +219,9 @@ class Loop:
         metrics |= {"task": phase.name, "data/position": counters["position"],
                     "data/dropped_over_budget": counters.get("dropped/over_budget", 0),
                     "data/malformed": counters.get("dropped/malformed", 0)}
+        self._skipped = self._skipped + 1 if metrics["update/skipped"] else 0
         self._record(step, state, metrics)
-        self._check_numbers(step, metrics)
+        self._check_numbers(step)
 
     def _record(self, step: int, state: State, metrics: dict[str, Any]) -> None:
         """Evaluates where it is due and writes the step's line; a signal in between leaves it to the resumed run."""
@@ -229,10 +233,10 @@ class Loop:
                     "memory/peak_gib": _peak_gib()}
         self._metrics.write(step, metrics)
         self._unlogged = None
+        self._progress.clear()
         self._say(terminal_line(step, self.total, metrics, COLUMNS.get(metrics["task"], RL_COLUMNS)))
 
-    def _check_numbers(self, step: int, metrics: dict[str, Any]) -> None:
-        self._skipped = self._skipped + 1 if metrics["update/skipped"] else 0
+    def _check_numbers(self, step: int) -> None:
         if self._skipped >= self.settings.max_skipped:
             raise ValueError(f"grad_norm was not finite in {self._skipped} steps in a row, the last is step {step}; lower the "
                              "learning rate, or use a wider model.dtype")
