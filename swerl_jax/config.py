@@ -25,7 +25,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- data ----------------------------------------------------------------------------------------------------
     "data.train": ((), "paths (files, directories, globs) of training examples; empty: made from the standard library"),
     "data.weights": ((), "share of each path in the mixture; empty: equal"),
-    "data.held_out": ("", "path of the evaluation examples; empty with data.train empty: made from the standard library"),
+    "data.held_out": ("", "path of the evaluation examples; empty: made from the standard library (with data.train empty)"),
     "data.on_malformed": ("stop", "a malformed row: stop the run, or skip (and count) it"),
     "data.shuffle": (True, "reshuffle every epoch"),
     "tasks.train_count": (4000, "tasks made from the standard library for training [tasks]"),
