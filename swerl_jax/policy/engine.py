@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from swerl_jax.data.records import LENGTH, STOP, Turn
 from swerl_jax.policy import mesh as mesh_lib
@@ -147,11 +147,15 @@ class Engine:
         self._caches: sampler.Caches | None = None
         self._sizes = (0, 0)
         common = {"arch": arch, "dtype": settings.dtype}
+        # Caches come back as they went in, so that each function is compiled once a shape.
+        caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
+        if settings.is_unrolled:
+            caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
         self._load = jax.jit(self._convert)
-        self._prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches")
-        self._extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches")
+        self._prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches", out_shardings=caches)
+        self._extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
         self._decode = jax.jit(partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, **common),
-                               donate_argnames="caches", static_argnames="columns")
+                               donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
 
     @property
     def compilations(self) -> int:
@@ -176,8 +180,13 @@ class Engine:
     def open(self, group: int, prompt: np.ndarray, samples: int, *, max_branch_tokens: int) -> None:
         """See Policy. A group of more than R samples is dealt over several slots, each with its own prefix."""
         settings = self.settings
-        if (group, 0) in self._parts:
+        if self._model is None:
+            raise RuntimeError("the engine has no weights yet; call load first")
+        if any(name[0] == group for name in self._parts):
             raise ValueError(f"group {group} is open already; a group's number must be its own")
+        if len(prompt) < 1 or samples < 1:
+            raise ValueError(f"group {group} has a prompt of {len(prompt)} tokens and {samples} samples; "
+                             "both must be at least 1")
         bucket(len(prompt) - 1, settings.prefix_buckets, f"the prompt of group {group}")
         bucket(max_branch_tokens, settings.branch_buckets, f"an answer limit of group {group}")
         for start in range(0, samples, settings.samples):
@@ -190,6 +199,8 @@ class Engine:
         """See Policy."""
         name, branch = self._find(group, sample)
         part = self._parts[name]
+        if branch.is_closed:
+            raise ValueError(f"branch {sample} of group {group} is closed; draw before closing it")
         if branch.budget:
             raise ValueError(f"branch {sample} of group {group} is drawing already; wait for its turn")
         room = part.max_branch_tokens - (branch.length() - 1) - (0 if ids is None else len(ids))
@@ -237,7 +248,10 @@ class Engine:
         name = (group, sample // self.settings.samples)
         if name not in self._parts:
             raise ValueError(f"group {group} is not open (or all its branches are closed); open it first")
-        return name, self._parts[name].branches[sample % self.settings.samples]
+        branches, lane = self._parts[name].branches, sample % self.settings.samples
+        if lane >= len(branches):
+            raise ValueError(f"group {group} has no branch {sample}; its last one is {branches[-1].sample}")
+        return name, branches[lane]
 
     def _release(self, name: tuple[int, int]) -> None:
         part = self._parts[name]
@@ -305,7 +319,7 @@ class Engine:
         def zeros(axes: str) -> jax.Array:
             letters = axes if settings.is_unrolled else "L " + axes
             shape = tuple(sizes[letter] for letter in letters.split())
-            return jnp.zeros(shape, settings.dtype, device=mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES))
+            return jnp.zeros(shape, settings.dtype, device=self._cache_sharding(axes))
 
         def cache(pair: tuple[str, str]) -> Any:
             if settings.is_unrolled:
@@ -313,6 +327,10 @@ class Engine:
             return tuple(zeros(axes) for axes in pair)
 
         return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
+
+    def _cache_sharding(self, axes: str) -> NamedSharding:
+        letters = axes if self.settings.is_unrolled else "L " + axes
+        return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
 
     def _live_columns(self, length: int) -> int:
         """A power of two of chunks that covers `length`, so that short branches are not charged for long ones."""
