@@ -61,6 +61,23 @@ def test_the_edges_of_the_unit_interval_fall_on_possible_ids(monkeypatch):
         assert np.isfinite(logits[np.asarray(ids)]).all()
 
 
+def test_rounded_running_sums_give_no_share_to_impossible_ids(monkeypatch):
+    # A running sum over hundreds of float32 numbers, made in parallel, is not quite monotone: it may rise at a weight
+    # of 0. Aim random numbers at just these places.
+    V, width = 128_256, 512
+    rng = np.random.default_rng(0)
+    logits = np.where(rng.random(V) < 0.5, -np.inf, 3 * rng.normal(size=V)).astype(np.float32)
+    blocks = np.exp(np.pad(logits - logits.max(), (0, -V % width), constant_values=-np.inf)).reshape(-1, width)
+    running = np.asarray(jax.jit(jax.vmap(jnp.cumsum))(blocks))
+    rises = [(b, i) for b, i in zip(*np.nonzero((np.diff(running) != 0) & (blocks[:, 1:] == 0)))][:40]
+    middle = (np.cumsum(blocks.sum(1)) - blocks.sum(1) / 2) / blocks.sum()  # of each block's share
+    pairs = [(middle[b], running[b, i] / running[b, -1] + shift * 2.0**-23) for b, i in rises for shift in (-1, 0, 1)]
+    monkeypatch.setattr(jax.random, "uniform", lambda pair, shape=(), *rest, **more: pair.reshape(shape))
+    run = jax.jit(lambda logits, pairs: jax.lax.map(lambda pair: draw(logits, pair, jnp.float32(1.0)), pairs))
+    ids, logp = run(logits, jnp.array(pairs, jnp.float32))
+    assert np.isfinite(logits[np.asarray(ids)]).all() and np.isfinite(logp).all()
+
+
 def test_greedy_takes_the_largest_and_reports_temperature_one():
     logits = np.array([0.5, 3.0, -1.0, 2.9, 0.0])
     ids, logp = _drawn(logits, 0.0, count=50)

@@ -83,12 +83,20 @@ def draw(logits: jax.Array, key: jax.Array, temperature: jax.Array) -> tuple[jax
     width = 1 << ((logits.shape[0] - 1).bit_length() + 1) // 2
     blocks = jnp.pad(weight, (0, -logits.shape[0] % width)).reshape(-1, width)
     uniform = jax.random.uniform(key, (2,))
-    edges = jnp.cumsum(blocks.sum(axis=1))
-    block = jnp.sum(edges <= uniform[0] * edges[-1])
-    inner = jnp.cumsum(blocks[block])
-    sampled = block * width + jnp.sum(inner <= uniform[1] * inner[-1])
+    totals = blocks.sum(axis=1)
+    block = _pick(totals, uniform[0])
+    sampled = block * width + _pick(blocks[block], uniform[1])
     chosen = jnp.where(temperature > 0, sampled, jnp.argmax(scaled)).astype(jnp.int32)
-    return chosen, scaled[chosen] - peak - jnp.log(edges[-1])
+    return chosen, scaled[chosen] - peak - jnp.log(totals.sum())
+
+
+def _pick(weight: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index with a weight whose running sum passes `uniform`, in [0, 1), of the total.
+
+    Asks for a weight because a running sum that is made in parallel may rise by its rounding where the weight is 0.
+    """
+    running = jnp.where(weight > 0, jnp.cumsum(weight), 0.0)
+    return jnp.min(jnp.where(running > uniform * jnp.max(running), jnp.arange(weight.shape[0]), weight.shape[0] - 1))
 
 
 def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
