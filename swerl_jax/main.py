@@ -210,8 +210,10 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The settings of the run that `eval.checkpoint` belongs to, changed where the command line or the config does.
 
     Raises:
-      ValueError: together they cannot work.
+      ValueError: there is no such directory, or together they cannot work.
     """
+    if not pathlib.Path(config.eval.checkpoint).is_dir():
+        raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
     path = _run_directory(config) / CONFIG_NAME
     if not path.exists():
         return config

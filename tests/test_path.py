@@ -1,0 +1,159 @@
+"""The whole path through the command line: example → checkpoint → evaluation → one answer; and what it says when set up wrongly."""
+
+import json
+import os
+import re
+
+import pytest
+import small
+
+from swerl_jax.learn.checkpoint import Checkpoints, find_fault
+from swerl_jax.learn.metrics import METRICS, read_metrics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(data directory, run directory, its output) of two supervised and two RL steps on the paper's reward."""
+    data, directory = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs") / "run"
+    small.write_examples(data)
+    done = small.run(f"--config=tests/small.py:{data}", "--config.reward.name=search_replace", "--config.sft.steps=2",
+                     "--config.rl.steps=2", "--config.rl.minibatches=1", "--config.eval.every_steps=0", f"--workdir={directory}",
+                     JAX_COMPILATION_CACHE_DIR=str(data / "compilations"))
+    assert done.returncode == 0, done.stderr
+    return data, directory, done.stdout
+
+
+def refusal(*arguments, **variables):
+    """The one message of a command that is refused."""
+    done = small.run(*arguments, **variables)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr and done.stderr.startswith("swerl_jax: ")
+    return done.stderr
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_training_leaves_what_it_promises(trained):
+    _, directory, output = trained
+    config = json.loads((directory / "config.json").read_text())
+    assert config["config"]["model.arch"] == "small" and config["config"]["rl.steps"] == 2 and config["version"]
+
+    metrics = read_metrics(directory / "metrics.jsonl")
+    assert [(row["step"], row["task"]) for row in metrics] == [(1, "sft"), (2, "sft"), (3, "rl"), (4, "rl")]
+    assert all(set(row) - {"step"} <= set(METRICS) for row in metrics)
+    assert ["eval/reward" in row for row in metrics] == [False, True, False, True]
+    for row in metrics[2:]:
+        assert 0 <= row["logp_diff/max"] < 1e-5 and row["tokens/learned"] == row["tokens/sampled"]
+
+    names = sorted(path.name for path in (directory / "rollouts").iterdir())
+    assert names == ["step_000003.jsonl", "step_000004.jsonl"]
+    rows = lines(directory / "rollouts" / names[0])
+    assert [row["kind"] for row in rows] == 2 * ["group", *4 * ["rollout"]]
+    assert sum(row.get("tokens", 0) for row in rows) == metrics[2]["tokens/sampled"]
+    evaluated = lines(directory / "evaluations" / "step_000004.jsonl")
+    assert [row["example_id"] for row in evaluated if row["kind"] == "group"] == ["small-7", "small-8", "small-9"]
+
+    checkpoints = Checkpoints.open(directory)
+    assert checkpoints.steps() == [2, 4] and checkpoints.newest == 4
+    assert all(find_fault(path) is None for path in checkpoints.directory.iterdir())
+    table = (directory / "table.md").read_text()
+    assert "after sft (step 2)" in table and "after rl (step 4)" in table
+    assert (directory / "rewards.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 4/4" in output and str(directory / "rewards.png") in output
+
+
+@pytest.mark.slow
+def test_a_checkpoint_can_be_evaluated(trained, tmp_path):
+    data, directory, _ = trained
+    done = small.run(f"--config=tests/small.py:{data}", "--config.task=eval", f"--config.eval.checkpoint={directory}",
+                     "--config.eval.samples=2", "--config.eval.pass_k=(1, 2)", "--config.eval.temperature=1.0",
+                     "--config.eval.examples=2", "--config.reward.name=search_replace",
+                     f"--config.data.held_out={data / 'train.jsonl'}", f"--config.eval.output={tmp_path / 'answers.jsonl'}")
+    assert done.returncode == 0, done.stderr
+    assert "pass@2" in done.stdout and str(directory) in done.stdout
+    rows = lines(tmp_path / "answers.jsonl")
+    assert [row["example_id"] for row in rows if row["kind"] == "group"] == ["small-0", "small-1"]
+    assert sum(row["kind"] == "rollout" for row in rows) == 4
+
+
+@pytest.mark.slow
+def test_a_checkpoint_answers_one_issue(trained, tmp_path):
+    data, directory, _ = trained
+    (tmp_path / "m.py").write_text("def f(a):\n    return a + 2\n")
+    (tmp_path / "issue.txt").write_text("f is wrong")
+    arguments = [f"--config=tests/small.py:{data}", "--config.task=sample", f"--config.eval.checkpoint={directory}"]
+    done = small.run(*arguments, f"--config.sample.issue=@{tmp_path / 'issue.txt'}",
+                     f"--config.sample.files={os.path.relpath(tmp_path / 'm.py', small.ROOT)}", "--config.prompt.max_tokens=200",
+                     "--config.engine.prefix_buckets=(200,)")
+    assert done.returncode == 0, done.stderr
+    assert "not a usable answer" in done.stdout, "after four steps it cannot be one"
+    assert "--config.sample.issue=TEXT" in refusal(*arguments)
+
+
+@pytest.mark.slow
+def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
+    _, directory, _ = trained
+    source = directory / "rollouts" / "step_000003.jsonl"
+    done = small.run("--config=configs/score.py", f"--config.input={source}", f"--config.output={tmp_path / 'out.jsonl'}")
+    assert done.returncode == 0, done.stderr
+    for before, after in zip(lines(source), lines(tmp_path / "out.jsonl"), strict=True):
+        assert before.get("reward") == after.get("reward") and before.get("reason") == after.get("reason")
+
+
+@pytest.mark.slow
+def test_a_run_is_not_overwritten(trained):
+    data, directory, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    message = refusal(f"--config=tests/small.py:{data}", f"--workdir={directory}")
+    assert re.search(r"(?s)holds a run already.*--resume.*another --workdir.*delete", message)
+    assert before == {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+
+
+WRONG = {
+    "no config": ([], "needed is --config=configs/NAME.py"),
+    "a config that is not there": (["--config=configs/nope.py"], "configs/nope.py"),
+    "and settings behind it": (["--config=configs/nope.py", "--config.rl.steps=3"], "configs/nope.py"),
+    "an unknown variant": (["--config=configs/tiny.py:quik"], "configs/tiny.py has no variant 'quik'; there is quick"),
+    "an unknown setting": (["--config=configs/tiny.py", "--config.rl.stepz=3"],
+                           "config.rl.stepz is not a setting; did you mean config.rl.steps?"),
+    "an unknown section": (["--config=configs/tiny.py", "--config.rlx.steps", "3"], "config.rlx.steps is not a setting"),
+    "a whole section": (["--config=configs/tiny.py", "--config.rl={}"], "config.rl is not a setting"),
+    "a wrong type": (["--config=configs/tiny.py", "--config.rl.steps=many"], "--config.rl.steps=many: invalid literal for int()"),
+    "an unknown flag": (["--config=configs/tiny.py", "--resum"], "Unknown command line flag 'resum'"),
+    "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
+    "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
+    "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
+    "no checkpoint": (["--config=configs/eval.py", "--config.eval.checkpoint=/nonexistent/run"],
+                      "there is no directory /nonexistent/run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_command_is_one_readable_message(case):
+    arguments, message = WRONG[case]
+    assert message in refusal(*arguments)
+
+
+@pytest.mark.parametrize("config", ["tiny.py", "tiny.py:quick", "70b.py", "score.py"])
+def test_dry_run_touches_no_device(config, tmp_path):
+    needed = ["--config.input=a", "--config.output=b"] if config == "score.py" else []
+    done = small.run(f"--config=configs/{config}", *needed, "--dry_run", f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="nonsense")
+    assert done.returncode == 0, done.stderr
+    assert "rl.steps = " in done.stdout
+    if not needed:
+        assert re.search(r"[\d,]{9,} parameters", done.stdout) and "GiB" in done.stdout and "answers a step" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_counts_what_there_is():
+    """Llama 3.3 70B has 70,553,706,496 parameters (its model card's 70.6B); batch arithmetic by hand."""
+    output = small.run("--config=configs/70b.py", "--config.rl.prompts=32", "--config.rl.samples=16", "--config.rl.minibatches=2",
+                       "--dry_run").stdout
+    assert "70,553,706,496 parameters" in output
+    assert "rl.prompts 32 × rl.samples 16 = 512 answers a step" in output
+    assert "each on 16 prompts (256 answers)" in output
+
+
