@@ -154,6 +154,26 @@ def test_asked_to_stop(reference, tmp_path, step):
     assert [name for name in both if name != "checkpoints" and ours[name] != whole[name]] == []
 
 
+def test_reinforcement_alone_with_a_reference_policy(reference, tmp_path):
+    """From another run's parameters: stopped in the evaluation before the first step, then killed, then finished."""
+    arguments, env, start = reference
+    arguments = [*arguments, "--config.phases=('rl',)", f"--config.init={start}", "--config.rl.kl_coefficient=0.1",
+                 "--config.rl.steps=4", "--config.rl.epochs=2", "--config.rl.drop_constant_groups=true"]
+    Run(arguments, env, tmp_path / "whole").finish()
+    directory = tmp_path / "run"
+    run = Run(arguments, env, directory)
+    run.wait_for(lambda d: (d / "reference/step_000000/manifest.json").exists())
+    _, errors = run.kill(signal.SIGTERM)
+    assert (run.process.returncode, finished_steps(directory), Checkpoints.open(directory).newest) == (0, 0, 0), errors
+    run = Run(arguments, env, directory, "--resume")
+    run.wait_for(lambda d: finished_steps(d) >= 4)  # step 0 has a line, too
+    run.kill(signal.SIGKILL)
+    Run(arguments, env, directory, "--resume").finish()
+    assert_equal(directory, tmp_path / "whole")
+    found = contents(directory)
+    assert found["metrics/1/update/count"] == 4 and found["metrics/4/kl_ref"] > 0 and "metrics/0/eval/reward" in found
+
+
 def test_a_damaged_checkpoint_is_passed_over(reference, tmp_path):
     arguments, env, expected = reference
     directory = tmp_path / "run"
