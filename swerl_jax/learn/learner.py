@@ -89,7 +89,7 @@ class Learner:
 
     def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
                  dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, vocabulary_chunk: int = 1024,
-                 remat: str = "layer"):
+                 remat: str = "dots"):
         self.arch, self.mesh, self.optimizer, self.loss = arch, mesh, optimizer, loss
         self.param_dtype = param_dtype
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
@@ -105,7 +105,7 @@ class Learner:
         self._begin = jax.jit(self._fresh, donate_argnums=0, out_shardings=shardings)
         self._zeros = jax.jit(self._make_accumulator, out_shardings=accumulator)
         self._add = jax.jit(self._accumulate, donate_argnames="gradient", out_shardings=accumulator)
-        self._apply = jax.jit(self._update, donate_argnames=("state", "gradient"), out_shardings=(shardings, everywhere))
+        self._apply = jax.jit(self._update, donate_argnames="state", out_shardings=(shardings, everywhere))
         self._logp = jax.jit(lambda params, batch: self._forward(params, rows=batch)[0])
 
     @property
@@ -152,7 +152,7 @@ class Learner:
         return gradient, {name: float(value) for name, value in jax.device_get(sums).items()}
 
     def update(self, state: State, gradient: Any) -> tuple[State, dict[str, float]]:
-        """One AdamW step with the gradient clipped by its global norm; both arguments are consumed.
+        """One AdamW step with the gradient clipped by its global norm; `state` is consumed.
 
         Returns:
           (state, {"grad_norm", "lr", "skipped"}): a non-finite gradient changes nothing but is reported as skipped 1.

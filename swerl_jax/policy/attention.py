@@ -64,7 +64,7 @@ def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
 
 def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
     """(`attend`, the float32 log-sum-exp of each query's scores [P R K T G])."""
-    q, segments = _scaled(q), segments
+    q, segments = _unhoisted(_scaled(q), segments)
     scores = [_scores(q, segment) for segment in segments]
     peak = functools.reduce(jnp.maximum, [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)])
     weights = [jnp.exp(s - _shared(segment, peak)[..., None]) for s, segment in zip(scores, segments)]
@@ -82,7 +82,7 @@ def _attend_backward(saved: Any, do: jax.Array) -> tuple[jax.Array, list[Segment
     """(gradient of q, gradients of the segments). Large operands stand on the right, where no product transposes them."""
     q, segments, o, total = saved
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
-    q, do = _scaled(q), jnp.einsum("prtkgh->prktgh", do)
+    (q, segments), do = _unhoisted(_scaled(q), segments), jnp.einsum("prtkgh->prktgh", do)
     slope = jnp.einsum("prktgh,prtkgh->prktg", do, o, preferred_element_type=jnp.float32)
     dq, gradients = 0.0, []
     for segment in segments:
@@ -105,6 +105,13 @@ attend.defvjp(_attend_forward, _attend_backward)
 def _scaled(q: jax.Array) -> jax.Array:
     """[P R K T G H] from [P R T K G H], divided by the square root of H."""
     return jnp.einsum("prtkgh->prktgh", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype))
+
+
+def _unhoisted(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, list[Segment]]:
+    """The same; the masks now seem to depend on q, or a scan over layers would keep them outside, one bit a score."""
+    masks = [segment.is_visible for segment in segments]
+    q, masks = jax.lax.optimization_barrier((q, masks))
+    return q, [dataclasses.replace(segment, is_visible=one) for segment, one in zip(segments, masks)]
 
 
 def _scores(q: jax.Array, segment: Segment) -> jax.Array:

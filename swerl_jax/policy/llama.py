@@ -92,15 +92,6 @@ class Llama(nnx.Module):
         return (self.embed if self.head is None else self.head)[...]
 
 
-def unstacked(model: Llama) -> Llama:
-    """The model with its layers as a tuple of single ones: `trunk` then unrolls its loop. The gradient is stacked."""
-    leaves, treedef = jax.tree.flatten(model.layers)
-    pieces = [[one[0] for one in jax.lax.split(x, (1,) * x.shape[0])] for x in leaves]
-    model = jax.tree.map(lambda x: x, model)
-    model.layers = nnx.data(tuple(jax.tree.unflatten(treedef, layer) for layer in zip(*pieces, strict=True)))
-    return model
-
-
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """x / rms(x) · scale over the last axis, in float32, returned in x's dtype."""
     wide = x.astype(jnp.float32)
@@ -134,33 +125,43 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def product(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
     """Activations times weights over the last `axes` axes of x and the first of w: `jnp.tensordot`.
 
-    Only the gradient of w is written by hand: x, the narrow one, stands on the left, where XLA on CPU copies its operand
-    transposed, and the result comes in the layout of w.
+    Only the gradient of w is written by hand: the narrower operand stands on the left, because XLA on CPU copies the
+    left one transposed. The barrier keeps it from moving the transposition of the result into the operands.
     """
-    return jnp.tensordot(x, w, axes)
+    return _product(x, w, axes)
+
+
+def _product(x: jax.Array, w: jax.Array, axes: int) -> jax.Array:
+    return jax.lax.dot_general(x, w, ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ())))
 
 
 def _product_backward(axes: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = saved
-    rows, columns = tuple(range(x.ndim - axes)), tuple(range(axes, w.ndim))
-    dx = jax.lax.dot_general(dy, w, ((tuple(range(len(rows), dy.ndim)), columns), ((), ())))
-    return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    rows = tuple(range(x.ndim - axes))
+    dx = jax.lax.dot_general(dy, w, ((tuple(range(len(rows), dy.ndim)), tuple(range(axes, w.ndim))), ((), ())))
+    if x.size <= dy.size:
+        return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    dw = jax.lax.dot_general(dy, x, ((rows, rows), ((), ())))
+    return dx, jnp.moveaxis(jax.lax.optimization_barrier(dw), range(-axes, 0), range(axes))
 
 
-product.defvjp(lambda x, w, axes: (product(x, w, axes), (x, w)), _product_backward)
+product.defvjp(lambda x, w, axes: (_product(x, w, axes), (x, w)), _product_backward)
 
 
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any):
     dtype = x.dtype
     h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
     qkv = product(h, layer.qkv[...].astype(dtype))
-    # Queries and key turn together: y is [G queries | key | value].
-    turned = rotate(qkv[..., : arch.G + 1, :], cos[..., None, None, :], sin[..., None, None, :])
-    o, cache = attend(turned[..., : arch.G, :], turned[..., arch.G, :], qkv[..., arch.G + 1, :], cache)
+    # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
+    turning, v = jax.lax.split(qkv, (arch.G + 1, 1), axis=qkv.ndim - 2)
+    turned = rotate(turning, cos[..., None, None, :], sin[..., None, None, :])
+    q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
+    o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
     x = x + product(o, layer.out[...].astype(dtype), 3)
     h = rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon)
     gate_up = product(h, layer.gate_up[...].astype(dtype))
-    hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)
+    hidden = (jax.nn.silu(gate) * up)[..., 0, :]
     return x + product(hidden, layer.down[...].astype(dtype)), cache
 
 

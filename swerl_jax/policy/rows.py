@@ -48,12 +48,15 @@ def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temper
     chunk = min(chunk, T)
     padding = -T % chunk
     unembed = unembed.astype(hidden.dtype)
+    # Made once: left to itself XLA multiplies by the transposed matrix on a slow path, once a chunk.
+    turned = jax.lax.optimization_barrier(jax.lax.stop_gradient(unembed).T)
 
     def chunks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    outs = jax.lax.map(lambda pair: _chunk_logp(pair[0], unembed, pair[1], temperature), (chunks(hidden), chunks(target)))
+    outs = jax.lax.map(lambda pair: _chunk_logp(pair[0], unembed, turned, pair[1], temperature),
+                       (chunks(hidden), chunks(target)))
     logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :T] for x in outs)
     return logp, entropy
 
@@ -63,29 +66,33 @@ def _logits(hidden: jax.Array, unembed: jax.Array, temperature: float) -> jax.Ar
     return jnp.einsum("vd,btd->vbt", unembed, hidden, preferred_element_type=jnp.float32) / temperature
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunk_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float,
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunk_logp(hidden: jax.Array, unembed: jax.Array, turned: jax.Array, target: jax.Array, temperature: float,
                 ) -> tuple[jax.Array, jax.Array]:
-    """`target_logp` on few tokens; the entropy has no gradient."""
-    return _chunk_forward(hidden, unembed, target, temperature)[0]
+    """`target_logp` on few tokens; `turned` is unembedᵀ [D V]. The entropy has no gradient."""
+    return _chunk_forward(hidden, unembed, turned, target, temperature)[0]
 
 
-def _chunk_forward(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float):
+def _chunk_forward(hidden: jax.Array, unembed: jax.Array, turned: jax.Array, target: jax.Array, temperature: float):
     logits = _logits(hidden, unembed, temperature)
-    total = jax.nn.logsumexp(logits, axis=0)
+    peak = jnp.max(logits, axis=0)
+    weights = jnp.exp(logits - peak)
+    sum_weights = jnp.sum(weights, axis=0)
+    total = peak + jnp.log(sum_weights)
     chosen = jnp.take_along_axis(logits, target[None], axis=0)[0]
-    entropy = total - jnp.sum(jnp.exp(logits - total) * logits, axis=0)
-    return (chosen - total, entropy), (hidden, unembed, target, total)
+    # A product, not a sum of products: XLA would exponentiate a second time inside that sum.
+    entropy = total - jnp.einsum("vbt,vbt->bt", weights, logits) / sum_weights
+    return (chosen - total, entropy), (hidden, unembed, turned, target, total)
 
 
 def _chunk_backward(temperature: float, saved: Any, gradients: tuple[jax.Array, jax.Array]):
-    hidden, unembed, target, total = saved
+    hidden, unembed, turned, target, total = saved
     scale = gradients[0] / temperature
     is_target = jnp.arange(unembed.shape[0])[:, None, None] == target
-    dlogits = (jnp.where(is_target, scale, 0.0) - jnp.exp(_logits(hidden, unembed, temperature) - total) * scale)
+    dlogits = jnp.where(is_target, scale, 0.0) - jnp.exp(_logits(hidden, unembed, temperature) - total) * scale
     dlogits = dlogits.astype(hidden.dtype)
-    dhidden = jnp.einsum("vd,vbt->dbt", unembed, dlogits)
-    return jnp.einsum("dbt->btd", dhidden), jnp.einsum("vbt,btd->vd", dlogits, hidden), None
+    dhidden = jnp.einsum("dv,vbt->dbt", turned, dlogits)
+    return jnp.einsum("dbt->btd", dhidden), jnp.einsum("vbt,btd->vd", dlogits, hidden), None, None
 
 
 _chunk_logp.defvjp(_chunk_forward, _chunk_backward)
