@@ -21,7 +21,8 @@ def get_config(variant=""):
     data = pathlib.Path(variant)
     return config_lib.update(config_lib.default(), {
         "name": "small", "data.train": (str(data / "train.jsonl"),), "data.held_out": str(data / "held_out.jsonl"),
-        "tokenizer": "byte", "chat": "compact", "prompt.style": "compact", "prompt.max_tokens": 64, "answer.max_tokens": 160,
+        "tokenizer": "byte", "chat": "compact", "prompt.style": "compact", "prompt.max_tokens": 64,
+        "answer.max_tokens": 160,
         "reward.name": "small:reward", "reward.workers": 1, "model.arch": "small", "model.dtype": "float32",
         "engine.groups": 2, "engine.prefix_buckets": (64,), "engine.ticks": 160, "engine.unroll_layers": "false",
         "sft.steps": 3, "sft.examples": 4, "sft.rows": 4, "sft.learning_rate": 1e-3, "sft.warmup_steps": 2,
@@ -66,5 +67,5 @@ def command(*arguments):
 
 def run(*arguments, **variables):
     """Runs `swerl_jax.main` to its end; `variables` are added to the environment."""
-    return subprocess.run(command(*arguments), cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True,
-                          timeout=300)
+    return subprocess.run(command(*arguments), cwd=ROOT, env={**environment(), **variables}, capture_output=True,
+                          text=True, timeout=300)

@@ -95,7 +95,8 @@ def test_what_cannot_work_is_refused(rule):
 
 @pytest.mark.parametrize("name, wrong, allowed", [
     ("rl.aggregation", "mean", "token_mean, sequence_mean, constant"), ("rl.advantage", "gae", "grpo, dr_grpo, rloo"),
-    ("rl.loss", "ppo", "clip, cispo"), ("rl.schedule", "linear", "constant, cosine"), ("sft.schedule", "", "constant, cosine"),
+    ("rl.loss", "ppo", "clip, cispo"), ("rl.schedule", "linear", "constant, cosine"),
+    ("sft.schedule", "", "constant, cosine"),
     ("model.dtype", "float16", "float32, bfloat16"), ("model.param_dtype", "fp32", "float32, bfloat16"),
     ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "chatml", "llama3, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),

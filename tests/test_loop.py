@@ -1,4 +1,4 @@
-"""The loop with phases that take no time: what is on disk after a stop at any place is what an unbroken run has there."""
+"""The loop with phases that take no time: after a stop at any place and a resume, what an unbroken run leaves."""
 
 import types
 
@@ -77,8 +77,8 @@ class Evaluator:
     def run(self, params, version):
         self._stop.poll()
         w = float(params["w"])
-        answer = Rollout("e", 0, np.zeros(1, np.int32), np.ones(1, bool), np.zeros(1, np.float32), np.zeros(1, np.int32), STOP,
-                         "", Outcome(SCORED, w))
+        answer = Rollout("e", 0, np.zeros(1, np.int32), np.ones(1, bool), np.zeros(1, np.float32), np.zeros(1, np.int32),
+                         STOP, "", Outcome(SCORED, w))
         return [Group(0, Example("e", "", "", "", {}, {}), np.zeros(2, np.int32), (answer,))]
 
 
@@ -89,8 +89,9 @@ def make(directory, *, stop_at=0, is_first_evaluated=True, skipped=(), max_skipp
     stop = Stop(stop_at)
     phases = [Phase("sft", STEPS[0], stop), Phase("rl", STEPS[1], stop, skipped)]
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
-    loop = Loop(directory, phases, Evaluator(stop), checkpoints, LoopSettings(2, checkpoint_every, max_skipped, is_first_evaluated),
-                stop, tensorboard=False, log_rollouts=True, say=lambda line: None)
+    settings = LoopSettings(2, checkpoint_every, max_skipped, is_first_evaluated)
+    loop = Loop(directory, phases, Evaluator(stop), checkpoints, settings, stop, tensorboard=False, log_rollouts=True,
+                say=lambda line: None)
     return loop, checkpoints, stop
 
 
@@ -112,7 +113,7 @@ def run(loop, checkpoints, resume):
 def test_an_unbroken_run(tmp_path):
     loop, checkpoints, stop = make(tmp_path)
     state = run(loop, checkpoints, False)
-    # w doubles and gains m, which sums the draws 1+2, 3+4, 5+6 and, from 0 again with a stream of its own, 1+2, 3+4, 5+6, 7+8
+    # w doubles and gains m, which sums the draws: 1+2, 3+4, 5+6 and, from 0 again with a stream of its own, 1+2 to 7+8
     w, m, expected = 1, 0, []
     for step in range(7):
         m = 0 if step in (0, 3) else m
@@ -127,7 +128,8 @@ def test_an_unbroken_run(tmp_path):
     assert {row["step"]: row["eval/reward"] for row in rows if "eval/reward" in row} == {
         0: 1, 2: expected[1], 3: expected[2], 4: expected[3], 6: expected[5], 7: expected[6]}
     assert [row["data/position"] for row in rows[1:]] == [2, 4, 6, 2, 4, 6, 8]
-    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == [f"step_{n:06d}.jsonl" for n in (4, 5, 6, 7)]
+    names = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    assert names == [f"step_{n:06d}.jsonl" for n in (4, 5, 6, 7)]
     assert [row["group"]["example_id"] for row in read_evaluation(tmp_path / "evaluations/step_000007.jsonl")] == ["e"]
     assert Checkpoints.open(tmp_path).steps() == [6, 7]
 

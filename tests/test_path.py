@@ -1,4 +1,4 @@
-"""The whole path through the command line: example → checkpoint → evaluation → one answer; and what it says when set up wrongly."""
+"""The whole path through the command line, example → checkpoint → evaluation → answer; and how it refuses."""
 
 import json
 import os
@@ -17,8 +17,8 @@ def trained(tmp_path_factory):
     data, directory = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs") / "run"
     small.write_examples(data)
     done = small.run(f"--config=tests/small.py:{data}", "--config.reward.name=search_replace", "--config.sft.steps=2",
-                     "--config.rl.steps=2", "--config.rl.minibatches=1", "--config.eval.every_steps=0", f"--workdir={directory}",
-                     JAX_COMPILATION_CACHE_DIR=str(data / "compilations"))
+                     "--config.rl.steps=2", "--config.rl.minibatches=1", "--config.eval.every_steps=0",
+                     f"--workdir={directory}", JAX_COMPILATION_CACHE_DIR=str(data / "compilations"))
     assert done.returncode == 0, done.stderr
     return data, directory, done.stdout
 
@@ -71,7 +71,8 @@ def test_a_checkpoint_can_be_evaluated(trained, tmp_path):
     done = small.run(f"--config=tests/small.py:{data}", "--config.task=eval", f"--config.eval.checkpoint={directory}",
                      "--config.eval.samples=2", "--config.eval.pass_k=(1, 2)", "--config.eval.temperature=1.0",
                      "--config.eval.examples=2", "--config.reward.name=search_replace",
-                     f"--config.data.held_out={data / 'train.jsonl'}", f"--config.eval.output={tmp_path / 'answers.jsonl'}")
+                     f"--config.data.held_out={data / 'train.jsonl'}",
+                     f"--config.eval.output={tmp_path / 'answers.jsonl'}")
     assert done.returncode == 0, done.stderr
     assert "pass@2" in done.stdout and str(directory) in done.stdout
     rows = lines(tmp_path / "answers.jsonl")
@@ -86,8 +87,8 @@ def test_a_checkpoint_answers_one_issue(trained, tmp_path):
     (tmp_path / "issue.txt").write_text("f is wrong")
     arguments = [f"--config=tests/small.py:{data}", "--config.task=sample", f"--config.eval.checkpoint={directory}"]
     done = small.run(*arguments, f"--config.sample.issue=@{tmp_path / 'issue.txt'}",
-                     f"--config.sample.files={os.path.relpath(tmp_path / 'm.py', small.ROOT)}", "--config.prompt.max_tokens=200",
-                     "--config.engine.prefix_buckets=(200,)")
+                     f"--config.sample.files={os.path.relpath(tmp_path / 'm.py', small.ROOT)}",
+                     "--config.prompt.max_tokens=200", "--config.engine.prefix_buckets=(200,)")
     assert done.returncode == 0, done.stderr
     assert "not a usable answer" in done.stdout, "after four steps it cannot be one"
     assert "--config.sample.issue=TEXT" in refusal(*arguments)
@@ -97,7 +98,8 @@ def test_a_checkpoint_answers_one_issue(trained, tmp_path):
 def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
     _, directory, _ = trained
     source = directory / "rollouts" / "step_000003.jsonl"
-    done = small.run("--config=configs/score.py", f"--config.input={source}", f"--config.output={tmp_path / 'out.jsonl'}")
+    done = small.run("--config=configs/score.py", f"--config.input={source}",
+                     f"--config.output={tmp_path / 'out.jsonl'}")
     assert done.returncode == 0, done.stderr
     for before, after in zip(lines(source), lines(tmp_path / "out.jsonl"), strict=True):
         assert before.get("reward") == after.get("reward") and before.get("reason") == after.get("reason")
@@ -119,9 +121,11 @@ WRONG = {
     "an unknown variant": (["--config=configs/tiny.py:quik"], "configs/tiny.py has no variant 'quik'; there is quick"),
     "an unknown setting": (["--config=configs/tiny.py", "--config.rl.stepz=3"],
                            "config.rl.stepz is not a setting; did you mean config.rl.steps?"),
-    "an unknown section": (["--config=configs/tiny.py", "--config.rlx.steps", "3"], "config.rlx.steps is not a setting"),
+    "an unknown section": (["--config=configs/tiny.py", "--config.rlx.steps", "3"],
+                           "config.rlx.steps is not a setting"),
     "a whole section": (["--config=configs/tiny.py", "--config.rl={}"], "config.rl is not a setting"),
-    "a wrong type": (["--config=configs/tiny.py", "--config.rl.steps=many"], "--config.rl.steps=many: invalid literal for int()"),
+    "a wrong type": (["--config=configs/tiny.py", "--config.rl.steps=many"],
+                     "--config.rl.steps=many: invalid literal for int()"),
     "an unknown flag": (["--config=configs/tiny.py", "--resum"], "Unknown command line flag 'resum'"),
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
@@ -140,18 +144,20 @@ def test_a_wrong_command_is_one_readable_message(case):
 @pytest.mark.parametrize("config", ["tiny.py", "tiny.py:quick", "70b.py", "score.py"])
 def test_dry_run_touches_no_device(config, tmp_path):
     needed = ["--config.input=a", "--config.output=b"] if config == "score.py" else []
-    done = small.run(f"--config=configs/{config}", *needed, "--dry_run", f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="nonsense")
+    done = small.run(f"--config=configs/{config}", *needed, "--dry_run", f"--workdir={tmp_path / 'run'}",
+                     JAX_PLATFORMS="nonsense")
     assert done.returncode == 0, done.stderr
     assert "rl.steps = " in done.stdout
     if not needed:
-        assert re.search(r"[\d,]{9,} parameters", done.stdout) and "GiB" in done.stdout and "answers a step" in done.stdout
+        assert re.search(r"[\d,]{9,} parameters", done.stdout)
+        assert "GiB" in done.stdout and "answers a step" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_counts_what_there_is():
     """Llama 3.3 70B has 70,553,706,496 parameters (its model card's 70.6B); batch arithmetic by hand."""
-    output = small.run("--config=configs/70b.py", "--config.rl.prompts=32", "--config.rl.samples=16", "--config.rl.minibatches=2",
-                       "--dry_run").stdout
+    output = small.run("--config=configs/70b.py", "--config.rl.prompts=32", "--config.rl.samples=16",
+                       "--config.rl.minibatches=2", "--dry_run").stdout
     assert "70,553,706,496 parameters" in output
     assert "rl.prompts 32 × rl.samples 16 = 512 answers a step" in output
     assert "each on 16 prompts (256 answers)" in output

@@ -40,8 +40,9 @@ class Run:
 
     def __init__(self, arguments, env, directory, *more):
         self.directory = directory
-        self.process = subprocess.Popen(small.command(*arguments, f"--workdir={directory}", *more), cwd=small.ROOT, env=env,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = small.command(*arguments, f"--workdir={directory}", *more)
+        self.process = subprocess.Popen(command, cwd=small.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True)
 
     def finish(self):
         output, errors = self.process.communicate(timeout=300)
@@ -89,7 +90,8 @@ def contents(directory):
         saved = ocp.StandardCheckpointer().metadata(path / "arrays").item_metadata.tree
         abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in saved.items()}
         arrays, host = reader.restore(step, abstract)
-        found |= {f"arrays/{step}/{name}": np.asarray(x).tobytes() for name, x in arrays.items()} | {f"host/{step}": host}
+        found |= {f"arrays/{step}/{name}": np.asarray(x).tobytes() for name, x in arrays.items()}
+        found[f"host/{step}"] = host
     return found
 
 
@@ -107,8 +109,9 @@ def test_the_reference_has_something_to_lose(reference):
     assert all(found[f"metrics/{step}/grad_norm"] > 0 for step in range(1, STEPS + 1))
     assert sum(name.startswith("arrays/8/opt") for name in found) > 10
     assert found["arrays/6/params/embed"] != found["arrays/8/params/embed"]
-    assert {name for name in found if name.startswith("rollouts")} == {f"rollouts/step_{n:06d}.jsonl" for n in range(4, 9)}
-    assert {name for name in found if name.startswith("evaluations")} == {f"evaluations/step_{n:06d}.jsonl" for n in (3, 6, 8)}
+    files = {name for name in found if name.startswith(("rollouts", "evaluations"))}
+    assert files == {f"rollouts/step_{n:06d}.jsonl" for n in range(4, 9)} | {
+        f"evaluations/step_{n:06d}.jsonl" for n in (3, 6, 8)}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -178,7 +181,8 @@ def test_a_damaged_checkpoint_is_passed_over(reference, tmp_path):
     arguments, env, expected = reference
     directory = tmp_path / "run"
     shutil.copytree(expected, directory)
-    largest = max((directory / "checkpoints/step_000008").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    files = [path for path in (directory / "checkpoints/step_000008").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     largest.write_bytes(damaged)
@@ -206,5 +210,6 @@ def test_no_good_checkpoint_is_said(reference, tmp_path):
     logged = (directory / "metrics.jsonl").read_bytes()
     run = Run(arguments, env, directory, "--resume")
     _, errors = run.process.communicate(timeout=300)
-    assert run.process.returncode == 2 and "swerl_jax: no good checkpoint in" in errors and "nothing to resume" in errors
+    assert run.process.returncode == 2
+    assert "swerl_jax: no good checkpoint in" in errors and "nothing to resume" in errors
     assert (directory / "metrics.jsonl").read_bytes() == logged

@@ -1,4 +1,4 @@
-"""The RL phase: which groups are learnt from, what is refused, what is reported; and a scripted agent on a real engine."""
+"""The RL phase: which groups are learnt from, what is refused and reported; and a scripted agent on a real engine."""
 
 import functools
 import json
@@ -87,11 +87,12 @@ def _parameters():
 
 
 @functools.cache
-def learner(learning_rate=0.0):
-    return Learner(ARCH, reference.one_device(), OptimizerSettings(learning_rate, "constant", 0, 100), LossSettings("clip"))
+def learner(learning_rate=0.05):
+    optimizer = OptimizerSettings(learning_rate, "constant", 0, 100)
+    return Learner(ARCH, reference.one_device(), optimizer, LossSettings("clip"))
 
 
-def state(learning_rate=0.0):
+def state(learning_rate=0.05):
     return learner(learning_rate).begin(reference.random_model(ARCH, spread=0.09))
 
 
@@ -102,8 +103,9 @@ def prompt_ids(example):
 PACKING = PackSettings((8,), (24,), block=4, max_branch_tokens=ANSWER, rows=2)
 
 
-def phase(collector, learning_rate=0.0, **changes):
-    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(learning_rate), PACKING)
+def phase(collector, learning_rate=0.05, **changes):
+    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(learning_rate),
+                   PACKING)
 
 
 def test_constant_groups_are_dropped_and_others_drawn_instead():
@@ -137,7 +139,8 @@ def test_faults_of_ours_are_outside_baseline_and_gradient():
     with_fault = phase(ScriptedCollector(lambda index: (0.2, None, 0.8), lengths=(3, 12, 7)), 0.05, samples=3)
     without = phase(ScriptedCollector(lambda index: (0.2, 0.8), lengths=(3, 7)), 0.05)
     # The ids depend on (index, sample): the third answer must be the same as the second there.
-    without._collector._rollout = functools.partial(_shifted, without._collector._rollout, with_fault._collector._rollout)
+    plain, other = without._collector._rollout, with_fault._collector._rollout
+    without._collector._rollout = functools.partial(_shifted, plain, other)
     one, metrics, rows = with_fault.step(state(0.05), 0)
     two, expected, _ = without.step(state(0.05), 0)
     assert metrics["infra_faults"] == 2 and metrics["grad_norm"] == expected["grad_norm"] > 0
@@ -220,7 +223,8 @@ GROUPS = [
 def test_rollout_metrics_by_hand():
     metrics = rollout_metrics(GROUPS)
     assert metrics == pytest.approx({
-        "reward/mean": -0.32, "reward/std": math.sqrt((1.32**2 + 0.72**2 + 3 * 0.68**2) / 5), "reward/well_formed_mean": 0.7,
+        "reward/mean": -0.32, "reward/std": math.sqrt((1.32**2 + 0.72**2 + 3 * 0.68**2) / 5),
+        "reward/well_formed_mean": 0.7,
         "exact_frac": 0.2, "format/correct_frac": 0.4, "format/tag_count_frac": 0.4, "format/no_blocks_frac": 0.2,
         "format/empty_thought_frac": 0, "format/no_change_frac": 0, "format/search_not_found_frac": 0,
         "group/zero_std_frac": 0.5, "group/drawn": 2,
@@ -233,10 +237,11 @@ def test_rollout_rows():
     head, first, *others = rollout_rows(GROUPS[0])
     assert head == {"kind": "group", "example_id": "e", "index": 4, "prompt_tokens": 10, "issue": "broken",
                     "code_context": {"m.py": "a\n"}, "oracle_new_content": {"m.py": "b\n"}}
-    assert first == {"kind": "rollout", "example_id": "e", "sample": 0, "output": "text 0", "reward": 1.0, "status": SCORED,
-                     "reason": "", "detail": "", "is_well_formed": True, "is_exact": True, "stop_reason": STOP, "tokens": 5,
-                     "logp": -2.0, "version": 3, "similarities": [{"path": "m.py", "similarity": 1.0}]}
-    assert [(row["sample"], row["status"], row["is_well_formed"]) for row in others] == [(1, TRUNCATED, False), (2, SCORED, True)]
+    assert first == {"kind": "rollout", "example_id": "e", "sample": 0, "output": "text 0", "reward": 1.0,
+                     "status": SCORED, "reason": "", "detail": "", "is_well_formed": True, "is_exact": True,
+                     "stop_reason": STOP, "tokens": 5, "logp": -2.0, "version": 3, "similarities": [{"path": "m.py", "similarity": 1.0}]}
+    assert [(row["sample"], row["status"], row["is_well_formed"]) for row in others] == [
+        (1, TRUNCATED, False), (2, SCORED, True)]
 
 
 ANSWERS = {
@@ -251,12 +256,14 @@ def test_rollouts_can_be_scored_again(tmp_path):
     reward = make_reward(RewardSpec())
     outcomes = {text: reward(text, dict(EXAMPLE.files), dict(EXAMPLE.oracle)) for text in ANSWERS.values()}
     assert [o.reward == -1 for o in outcomes.values()] == [False, False, True, True]
-    rollouts = [Rollout("e", i, np.zeros(1, np.int32), np.ones(1, bool), np.zeros(1, np.float32), np.zeros(1, np.int32), STOP,
-                        text, outcome) for i, (text, outcome) in enumerate(outcomes.items())]
+    one = np.zeros(1, np.int32)
+    rollouts = [Rollout("e", i, one, one == 0, np.zeros(1, np.float32), one, STOP, text, outcome)
+                for i, (text, outcome) in enumerate(outcomes.items())]
     group = Group(0, EXAMPLE, np.zeros(3, np.int32), tuple(rollouts))
     path = RolloutLog(tmp_path).write(1, rollout_rows(group))
     score_file(path, tmp_path / "again.jsonl", RewardSpec(), workers=1, deadline_s=60, progress=False)
-    before, after = ([json.loads(line) for line in p.read_text().splitlines()] for p in (path, tmp_path / "again.jsonl"))
+    before, after = ([json.loads(line) for line in file.read_text().splitlines()]
+                     for file in (path, tmp_path / "again.jsonl"))
     assert len(after) == 5
     for old, new in zip(before[1:], after[1:]):
         assert {key: new[key] for key in ("reward", "reason", "status", "is_exact", "output", "tokens")} == {
@@ -296,7 +303,8 @@ def _agent_phase(episode):
     stream.position = 10
     packing = PackSettings((8,), (3 * LONGEST,), block=4, max_branch_tokens=LONGEST, rows=2)
     engine, agent = _agent()
-    return RlPhase(settings(prompts=3, samples=3), stream, _agent_prompt, engine, Collector(episode, LONGEST), agent, packing)
+    return RlPhase(settings(prompts=3, samples=3), stream, _agent_prompt, engine, Collector(episode, LONGEST), agent,
+                   packing)
 
 
 def _agent_prompt(example):
