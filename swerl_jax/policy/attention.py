@@ -79,7 +79,7 @@ def _attend_forward(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, A
 
 
 def _attend_backward(saved: Any, do: jax.Array) -> tuple[jax.Array, list[Segment]]:
-    """(gradient of q, gradients of the segments). Large operands stand on the right, where no product transposes them."""
+    """(gradient of q, of the segments). Large operands stand on the right, where no product copies them transposed."""
     q, segments, o, total = saved
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
     (q, segments), do = _unhoisted(_scaled(q), segments), jnp.einsum("prtkgh->prktgh", do)
@@ -118,7 +118,7 @@ def _scores(q: jax.Array, segment: Segment) -> jax.Array:
     """float32 [P K R T G S] or [P R K T G C]; HIDDEN where the query may not look."""
     axes = "pkrtgh,pkhs->pkrtgs" if segment.is_shared else "prktgh,prkhs->prktgs"
     scores = jnp.einsum(axes, _shared(segment, q), segment.k, preferred_element_type=jnp.float32)
-    is_visible = segment.is_visible[:, None, :, :, None] if segment.is_shared else segment.is_visible[:, :, None, :, None]
+    is_visible = jnp.expand_dims(segment.is_visible, (1, 4) if segment.is_shared else (2, 4))
     return jnp.where(is_visible, scores, HIDDEN)
 
 
@@ -208,7 +208,7 @@ def _attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, axis: int, blocks: int, shape: RowShape) -> jax.Array:
-    """[B R K .. window + block ..]: for each of the R blocks of columns of x [B K .. T ..], itself and what is before it."""
+    """[B R K .. window + block ..]: for each of the R blocks of columns of x [B K .. T ..], itself and what precedes."""
     axis = x.ndim + axis
     padding = [(0, 0)] * x.ndim
     padding[axis] = (shape.window, 0)
