@@ -208,7 +208,7 @@ def _attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, axis: int, blocks: int, shape: RowShape) -> jax.Array:
-    """[B R K .. window + block ..]: for each of the R blocks of columns of x [B K .. T ..], itself and what precedes."""
+    """[B R K .. window + block ..]: for each of the R blocks of x [B K .. T ..], itself and what precedes."""
     axis = x.ndim + axis
     padding = [(0, 0)] * x.ndim
     padding[axis] = (shape.window, 0)
