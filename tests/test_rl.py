@@ -87,13 +87,13 @@ def _parameters():
 
 
 @functools.cache
-def learner(learning_rate=0.05):
-    optimizer = OptimizerSettings(learning_rate, "constant", 0, 100)
+def learner():
+    optimizer = OptimizerSettings(0.05, "constant", 0, 100)
     return Learner(ARCH, reference.one_device(), optimizer, LossSettings("clip"))
 
 
-def state(learning_rate=0.05):
-    return learner(learning_rate).begin(reference.random_model(ARCH, spread=0.09))
+def state():
+    return learner().begin(reference.random_model(ARCH, spread=0.09))
 
 
 def prompt_ids(example):
@@ -103,8 +103,8 @@ def prompt_ids(example):
 PACKING = PackSettings((8,), (24,), block=4, max_branch_tokens=ANSWER, rows=2)
 
 
-def phase(collector, learning_rate=0.05, **changes):
-    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(learning_rate),
+def phase(collector, **changes):
+    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(),
                    PACKING)
 
 
@@ -127,22 +127,22 @@ def test_too_many_constant_groups_end_the_run():
 
 
 def test_constant_groups_stay_by_default_and_have_no_gradient():
-    before = state(0.05)
+    before = state()
     kept = reference.parameters(before.params)
-    new, metrics, _ = phase(ScriptedCollector(lambda index: (-1.0, -1.0)), 0.05).step(before, 0)
+    new, metrics, _ = phase(ScriptedCollector(lambda index: (-1.0, -1.0))).step(before, 0)
     assert metrics["group/zero_std_frac"] == 1 and metrics["grad_norm"] == 0 and metrics["update/count"] == 1
     assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
 
 
 def test_faults_of_ours_are_outside_baseline_and_gradient():
     """(0.2, None, 0.8) learns exactly what (0.2, 0.8) does."""
-    with_fault = phase(ScriptedCollector(lambda index: (0.2, None, 0.8), lengths=(3, 12, 7)), 0.05, samples=3)
-    without = phase(ScriptedCollector(lambda index: (0.2, 0.8), lengths=(3, 7)), 0.05)
+    with_fault = phase(ScriptedCollector(lambda index: (0.2, None, 0.8), lengths=(3, 12, 7)), samples=3)
+    without = phase(ScriptedCollector(lambda index: (0.2, 0.8), lengths=(3, 7)))
     # The ids depend on (index, sample): the third answer must be the same as the second there.
     plain, other = without._collector._rollout, with_fault._collector._rollout
     without._collector._rollout = functools.partial(_shifted, plain, other)
-    one, metrics, rows = with_fault.step(state(0.05), 0)
-    two, expected, _ = without.step(state(0.05), 0)
+    one, metrics, rows = with_fault.step(state(), 0)
+    two, expected, _ = without.step(state(), 0)
     assert metrics["infra_faults"] == 2 and metrics["grad_norm"] == expected["grad_norm"] > 0
     assert metrics["reward/mean"] == pytest.approx(0.5) and metrics["reward/std"] == pytest.approx(0.3)
     assert metrics["tokens/learned"] == 2 * 10 and metrics["tokens/sampled"] == 2 * 22
@@ -163,9 +163,9 @@ def test_too_many_faults_end_the_run():
 
 
 def test_a_step_of_faults_alone_learns_nothing():
-    before = state(0.05)
+    before = state()
     kept = reference.parameters(before.params)
-    new, metrics, _ = phase(ScriptedCollector(lambda index: (None, None)), 0.05, max_fault_frac=1.0).step(before, 0)
+    new, metrics, _ = phase(ScriptedCollector(lambda index: (None, None)), max_fault_frac=1.0).step(before, 0)
     assert metrics["update/count"] == 0 and metrics["infra_faults"] == 4 and math.isnan(metrics["reward/mean"])
     assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
     assert set(metrics) <= set(METRICS)
@@ -185,12 +185,12 @@ def test_truncated_answers_may_be_kept_from_the_loss():
 
 def test_minibatches_and_epochs_are_updates_of_their_own_and_clip():
     collector = ScriptedCollector(lambda index: (0.0, 1.0))
-    new, metrics, _ = phase(collector, 0.05, prompts=4, minibatches=2, epochs=3).step(state(0.05), 0)
+    new, metrics, _ = phase(collector, prompts=4, minibatches=2, epochs=3).step(state(), 0)
     assert metrics["update/count"] == 6 and int(new.step) == 6
     assert metrics["clip/low_frac"] > 0 and metrics["clip/high_frac"] > 0
     assert metrics["logp_diff/max"] < 1e-5, "of the first update only, whose weights are the sampler's"
     assert metrics["tokens/learned"] == 3 * 4 * 10
-    _, once, _ = phase(collector, 0.05, prompts=4).step(state(0.05), 0)
+    _, once, _ = phase(collector, prompts=4).step(state(), 0)
     assert once["update/count"] == 1 and once["clip/low_frac"] == once["clip/high_frac"] == 0
 
 
