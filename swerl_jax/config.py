@@ -103,7 +103,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.row_tokens": ((), "branch tokens a row may hold [tokens]; empty: derived from answer.max_tokens and rl.samples"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
-    "learner.remat": ("layer", "what the backward pass computes again: a name in policy.llama.REMAT"),
+    "learner.remat": ("dots", "what the backward pass computes again: a name in policy.llama.REMAT"),
     "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
     "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),

@@ -28,7 +28,7 @@ RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 
 CONFIG_NAME = "config.json"
-RESUMABLE = ("rl.steps", "checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
+RESUMABLE = ("checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -192,8 +192,9 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
             raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
                              "leave --resume out to start one")
         saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
         changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
-                   if saved.get(name) != value and not name.startswith(RESUMABLE)]
+                   if saved.get(name) != value and not name.startswith(free)]
         if changed:
             raise ValueError("--resume: these settings differ from the run's, which could then not continue exactly:\n"
                              + "\n".join(changed) + "\nGive the same ones, or start a new run in another --workdir "

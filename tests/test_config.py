@@ -10,7 +10,7 @@ from swerl_jax import config as config_lib
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 VARIANTS = [(path.stem, variant) for path in CONFIGS for variant in ("", "quick")]
 TASKS = ("score", "eval", "sample")  # of the same name as their config
-NO_QUICK = (*TASKS, "70b")
+NO_QUICK = TASKS
 
 
 def load(name):

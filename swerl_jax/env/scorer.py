@@ -10,6 +10,7 @@ not interrupt matching in C++. One thread of the parent looks after one worker.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -241,13 +242,11 @@ def _work(connection: Connection, spec: RewardSpec) -> None:
         "contents": functools.partial(contents_reward, options=spec),
         "patches": functools.partial(unified_diff_reward, options=spec),
     }
-    connection.send(None)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe or is gone
+        connection.send(None)
+        while True:
             kind, arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(_attempt(functions[kind], arguments))
+            connection.send(_attempt(functions[kind], arguments))
 
 
 def _attempt(function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome | RewardContractError | _Failure:

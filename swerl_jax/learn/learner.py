@@ -199,7 +199,7 @@ class Learner:
         return jax.tree.map(jnp.add, gradient, part), added
 
     def _update(self, state: State, gradient: Any) -> tuple[State, dict[str, jax.Array]]:
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(norm)
         scale = jnp.minimum(1.0, self.optimizer.max_grad_norm / jnp.maximum(norm, 1e-30))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
