@@ -84,7 +84,7 @@ def test_the_table_is_whole():
     assert all(metric.unit in metrics.UNITS and metric.meaning for metric in metrics.METRICS.values())
     assert metrics.TIMING_KEYS <= metrics.METRICS.keys()
     assert {name for name, metric in metrics.METRICS.items() if metric.unit in ("s", "tokens/s", "GiB")} | {
-        "compilations"
+        "compilations", "scorer/retries"
     } == metrics.TIMING_KEYS
     assert {*metrics.RL_COLUMNS.values(), *metrics.SFT_COLUMNS.values()} <= metrics.METRICS.keys()
     assert metrics.is_timing("seconds/step") and not metrics.is_timing("reward/mean")
