@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
             "tasks.train_count": 200, "tasks.held_out_count": 16, "tasks.max_function_bytes": 200, "eval.examples": 4,
             "prompt.max_tokens": 1024, "answer.max_tokens": 64, "engine.prefix_buckets": (1024,), "engine.groups": 2,
             "engine.ticks": 64, "rl.steps": 2, "rl.prompts": 2, "rl.samples": 4, "learner.block": 64,
-            "learner.row_tokens": (256,),
+            "rl.row_tokens": (256,),
         })
     elif variant:
         raise ValueError(f"configs/70b.py has no variant {variant!r}; there is quick")

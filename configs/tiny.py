@@ -19,9 +19,9 @@ def get_config(variant: str = ""):
         "prompt.max_tokens": 128, "answer.max_tokens": 96, "sft.thought": "Fix {paths}",
         "model.arch": "tiny", "model.dtype": "float32",
         "engine.groups": 8, "engine.prefix_buckets": (128,), "engine.ticks": 96,
-        "sft.steps": 260, "sft.examples": 32, "sft.rows": 16, "sft.learning_rate": 2e-3, "sft.warmup_steps": 20,
+        "sft.steps": 220, "sft.examples": 32, "sft.rows": 16, "sft.learning_rate": 2e-3, "sft.warmup_steps": 20,
         "rl.steps": 40, "rl.prompts": 8, "rl.samples": 8, "rl.learning_rate": 1e-4, "rl.warmup_steps": 2,
-        "learner.rows": 1, "learner.block": 32, "learner.row_tokens": (768,),
+        "learner.rows": 1, "learner.block": 32, "rl.row_tokens": (768,),
         "eval.every_steps": 0, "eval.examples": 200,
         "checkpoint.every_steps": 100, "checkpoint.keep": 2,
     })
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
         config_lib.update(config, {
             "name": "tiny-quick", "tasks.train_count": 400, "tasks.held_out_count": 24, "eval.examples": 16,
             "sft.steps": 12, "sft.examples": 16, "rl.steps": 3, "rl.prompts": 4, "rl.samples": 4, "sft.rows": 16, "engine.groups": 4,
-            "learner.row_tokens": (384,), "checkpoint.every_steps": 5,
+            "rl.row_tokens": (384,), "checkpoint.every_steps": 5,
         })
     elif variant:
         raise ValueError(f"configs/tiny.py has no variant {variant!r}; there is quick")

@@ -249,8 +249,9 @@ def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSe
     block = config.learner.block or min(128, longest)
     padded = -(-longest // block) * block
     answers = config.rl.samples if phase == "rl" else 1
-    sizes = tuple(config.learner.row_tokens) or tuple(sorted(
-        {max(padded, -(-answers * padded // part // block) * block) for part in (1, 2, 4)}))
+    sizes = tuple(sorted({max(padded, -(-answers * padded // part // block) * block) for part in (1, 2, 4)}))
+    if phase == "rl" and config.rl.row_tokens:
+        sizes = tuple(config.rl.row_tokens)
     shards = mesh.shape["slice"] * mesh.shape["fsdp"]
     rows = (config.learner.rows if phase == "rl" else config.sft.rows) * shards
     return PackSettings(prefix_buckets(config), sizes, block, longest, rows)

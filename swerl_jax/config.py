@@ -79,6 +79,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "rl.learn_truncated": (True, "False: answers cut by the limit carry no loss (they stay in the baseline); ours"),
     "rl.drop_constant_groups": (False, "draw other groups for those whose rewards are all equal; ours"),
     "rl.max_draws": (4, "with drop_constant_groups: at most this many times rl.prompts are drawn a step"),
+    "rl.row_tokens": ((), "branch tokens a row may hold [tokens]; empty: what a group needs, a half and a quarter of it"),
     "rl.max_lag": (0, "optimiser steps that a rollout may be behind; only 0 (synchronous) is implemented"),
     "rl.max_logp_diff": (0.05, "mean |learner − sampler| log-probability above which the run stops [nats]; ours"),
     # -- supervised fine-tuning ---------------------------------------------------------------------------------------
@@ -101,7 +102,6 @@ KEYS: dict[str, tuple[Any, str]] = {
     "optimizer.max_skipped": (5, "updates with a non-finite gradient in a row after which the run stops"),
     # -- learner ---------------------------------------------------------------------------------------------------
     "learner.rows": (1, "rows of a microbatch on each data shard"),
-    "learner.row_tokens": ((), "branch tokens a row may hold [tokens]; empty: derived from answer.max_tokens and rl.samples"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
     "learner.remat": ("dots", "what the backward pass computes again: a name in policy.llama.REMAT"),
     "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
