@@ -14,22 +14,23 @@ def get_config(variant: str = ""):
     """variant: "" or "quick"."""
     config = config_lib.update(config_lib.default(), {
         "name": "tiny",
-        "tasks.train_count": 10_000, "tasks.held_out_count": 250, "tasks.max_function_bytes": 180,
-        "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact",
-        "prompt.max_tokens": 128, "answer.max_tokens": 96, "sft.thought": "Fix {paths}",
+        "tasks.train_count": 10_000, "tasks.held_out_count": 250, "tasks.max_function_bytes": 120,
+        "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "Fix it.",
+        "prompt.max_tokens": 96, "answer.max_tokens": 80,
         "model.arch": "tiny", "model.dtype": "float32",
-        "engine.groups": 8, "engine.prefix_buckets": (128,), "engine.ticks": 96,
-        "sft.steps": 220, "sft.examples": 32, "sft.rows": 16, "sft.learning_rate": 2e-3, "sft.warmup_steps": 20,
+        "engine.groups": 8, "engine.prefix_buckets": (96,), "engine.ticks": 80,
+        "sft.steps": 520, "sft.examples": 16, "sft.rows": 16,
+        "sft.learning_rate": 1.5e-3, "sft.schedule": "constant", "sft.warmup_steps": 30,
         "rl.steps": 40, "rl.prompts": 8, "rl.samples": 8, "rl.learning_rate": 1e-4, "rl.warmup_steps": 2,
-        "learner.rows": 1, "learner.block": 32, "rl.row_tokens": (768,),
+        "rl.row_tokens": (640,),
         "eval.every_steps": 0, "eval.examples": 200,
-        "checkpoint.every_steps": 100, "checkpoint.keep": 2,
+        "checkpoint.every_steps": 200, "checkpoint.keep": 2,
     })
     if variant == "quick":
         config_lib.update(config, {
             "name": "tiny-quick", "tasks.train_count": 400, "tasks.held_out_count": 24, "eval.examples": 16,
-            "sft.steps": 12, "sft.examples": 16, "rl.steps": 3, "rl.prompts": 4, "rl.samples": 4, "sft.rows": 16, "engine.groups": 4,
-            "rl.row_tokens": (384,), "checkpoint.every_steps": 5,
+            "sft.steps": 12, "rl.steps": 3, "rl.prompts": 4, "rl.samples": 4, "engine.groups": 4,
+            "rl.row_tokens": (320,), "checkpoint.every_steps": 5,
         })
     elif variant:
         raise ValueError(f"configs/tiny.py has no variant {variant!r}; there is quick")
