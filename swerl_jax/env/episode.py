@@ -44,7 +44,7 @@ class Task:
 
 
 Episode = Callable[[Drawer, Task, int], "asyncio.Future[Rollout]"]
-Score = Callable[[str, Example], "Future[Outcome]"]
+Score = Callable[[str, Example], Future[Outcome]]
 
 
 @dataclasses.dataclass(frozen=True)

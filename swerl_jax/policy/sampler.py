@@ -5,7 +5,8 @@ values are stored once a slot; each branch has its own columns, one column a tok
 in one call: meanwhile the caches are only read, the new keys wait in a small staging buffer (one column a tick, the same
 for every branch), and at the end of the chunk they are merged at each branch's own length. A branch therefore meets
 the same arithmetic whatever slot it is in, whenever it came and whoever is beside it: its tokens do not depend on the
-schedule as long as the shapes are the same.
+schedule as long as the shapes are the same (the columns that are read are one of them: another count of columns changes
+log-probabilities by rounding).
 """
 
 from __future__ import annotations
