@@ -28,16 +28,18 @@ from swerl_jax.env.tokenizer import Tokenizer, load_tokenizer, train_sentencepie
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
-from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
+from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, params_from_host, to_arrays
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
-from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.models import shipped
+from swerl_jax.policy import hf, mesh as mesh_lib
 from swerl_jax.policy.arch import ARCHS, Arch
 from swerl_jax.policy.engine import Engine, EngineSettings
 from swerl_jax.policy.llama import Llama
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
+SFT_SIZES = 6  # of rows: the longest and five shorter ones
 REFERENCE_NAME = "reference"
 TASKS_NAME = "tasks"
 UNROLLED_LAYERS = 16  # above it, tracing every layer costs more than the scan
@@ -88,8 +90,9 @@ def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tu
     t = config.tasks
     spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
-                    is_renamed=t.is_renamed)
-    with Progress(spec.train_count + spec.held_out_count, "making tasks") as bar:
+                    is_renamed=t.is_renamed,
+                    drill_count=t.drill_count)
+    with Progress(spec.drill_count + spec.train_count + spec.held_out_count, "making tasks") as bar:
         made = 0
 
         def show(done: int, total: int) -> None:
@@ -148,7 +151,7 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     if config.model.arch not in ARCHS:
         raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
     known = ARCHS[config.model.arch]
-    if config.tokenizer == "byte" or config.tokenizer.startswith("train:"):
+    if config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:")):
         return dataclasses.replace(known, V=tokenizer.vocab_size)
     if tokenizer.vocab_size > known.V:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "
@@ -170,12 +173,17 @@ def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
                   process_index=jax.process_index(), process_count=jax.process_count())
 
 
+def reward_spec(config: ml_collections.ConfigDict) -> RewardSpec:
+    """Which reward, with which options."""
+    r = config.reward
+    return RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
+
+
 def scoring(config: ml_collections.ConfigDict) -> ScoringPool:
     """The scoring processes."""
     r = config.reward
-    spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
     chars = CHARS_A_TOKEN * (config.answer.max_tokens + config.prompt.max_tokens)
-    return ScoringPool(spec, r.workers, r.deadline_s or default_deadline_s(chars, chars))
+    return ScoringPool(reward_spec(config), r.workers, r.deadline_s or default_deadline_s(chars, chars))
 
 
 def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, poll: Callable[[], None]) -> Collector:
@@ -244,22 +252,26 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
 
 
 def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSettings:
-    """The rows of one phase: a group's answers share a row, a taught answer has its own."""
+    """The rows of one phase: a group's answers share a row; a taught answer, or document, has one of about its size."""
+    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
     longest = config.answer.max_tokens
+    if phase == "sft":
+        prefixes = prefix_buckets(config)
+        if config.sft.prompt_weight:
+            prefixes, longest = (0,), longest + config.prompt.max_tokens
+        step = -(-longest // SFT_SIZES)
+        return PackSettings(prefixes, tuple(step * (i + 1) for i in range(SFT_SIZES)), step, longest,
+                            config.sft.rows * shards)
     block = config.learner.block or min(128, longest)
     padded = -(-longest // block) * block
-    answers = config.rl.samples if phase == "rl" else 1
-    sizes = tuple(sorted({max(padded, -(-answers * padded // part // block) * block) for part in (1, 2, 4)}))
-    if phase == "rl" and config.rl.row_tokens:
-        sizes = tuple(config.rl.row_tokens)
-    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
-    rows = (config.learner.rows if phase == "rl" else config.sft.rows) * shards
-    return PackSettings(prefix_buckets(config), sizes, block, longest, rows)
+    sizes = tuple(sorted({max(padded, -(-config.rl.samples * padded // part // block) * block) for part in (1, 2, 4)}))
+    return PackSettings(prefix_buckets(config), tuple(config.rl.row_tokens) or sizes, block, longest,
+                        config.learner.rows * shards)
 
 
 def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...]) -> SftPhase:
     """The supervised phase."""
-    settings = SftSettings(config.sft.steps, config.sft.examples)
+    settings = SftSettings(config.sft.steps, config.sft.examples, config.sft.prompt_weight)
     return SftPhase(settings, loader(config, train, config.seed, text.refuses_answer), text.prompt_ids, text.answer_ids,
                     learner(config, arch, mesh, "sft"), packing(config, mesh, "sft"))
 
@@ -277,6 +289,25 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
                    learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
                    scorer_retries=lambda: pool.counts.retries)
+
+
+def initial_params(config: ml_collections.ConfigDict, learner: Learner) -> Llama:
+    """The parameters that `init` names, on the learner's mesh.
+
+    Raises:
+      ValueError: there is no such model, or it has other sizes than the configured one.
+    """
+    kind, _, name = config.init.partition(":")
+    if kind not in ("hf", "embedded"):
+        return saved_params(config.init, learner)
+    directory = shipped.directory(name) if kind == "embedded" else pathlib.Path(name)
+    found = hf.read_arch(directory)
+    if found != learner.arch:
+        other = [f"{field.name} {getattr(found, field.name)!r} against {getattr(learner.arch, field.name)!r}"
+                 for field in dataclasses.fields(Arch) if getattr(found, field.name) != getattr(learner.arch, field.name)]
+        raise ValueError(f"init={config.init} has other sizes than model.arch={config.model.arch} with "
+                         f"tokenizer={config.tokenizer}: {'; '.join(other)}")
+    return params_from_host(learner.abstract, hf.read_params(directory, found))
 
 
 def saved_params(directory: str, learner: Learner) -> Llama:

@@ -17,11 +17,11 @@ import ml_collections
 
 # name → (default, meaning [unit]; source)
 KEYS: dict[str, tuple[Any, str]] = {
-    "task": ("train", "what to do: train, score, eval or sample"),
+    "task": ("train", "what to do: train, score, eval, sample or export"),
     "name": ("run", "the run's name, used for its directory when --workdir is not given"),
     "seed": (0, "of data order, initialisation and sampling"),
     "phases": (("sft", "rl"), "what training consists of, in order: sft, rl"),
-    "init": ("random", "where parameters come from: random, or the directory of a run or of its checkpoints"),
+    "init": ("random", "where parameters come from: random, embedded:NAME (shipped), hf:DIR, or the directory of a run"),
     # -- data ----------------------------------------------------------------------------------------------------
     "data.train": ((), "paths (files, directories, globs) of training examples; empty: made from the standard library"),
     "data.weights": ((), "share of each path in the mixture; empty: equal"),
@@ -32,10 +32,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.held_out_count": (200, "tasks made for evaluation, from other modules [tasks]"),
     "tasks.max_function_bytes": (600, "size of the largest function used [bytes]"),
     "tasks.scope": ("function", "what a task shows: function, or module"),
+    "tasks.drill_count": (0, "drills (told changes of made-up code) before the training tasks [tasks]"),
     "tasks.distractor_files": (0, "further files shown that need no change [files]"),
     "tasks.is_renamed": (True, "rename identifiers at random, so that copying must be learnt"),
     # -- text ----------------------------------------------------------------------------------------------------
-    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, or train:VOCABULARY (sentencepiece, on the tasks)"),
+    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME, or train:VOCABULARY (sentencepiece, on the tasks)"),
     "chat": ("llama3", "chat template: llama3 or compact; paper: Llama 3 headers"),
     "prompt.style": ("swe_rl", "instructions: swe_rl (the paper's structure) or compact (issue and files only)"),
     "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
@@ -86,6 +87,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "sft.steps": (0, "optimiser steps"),
     "sft.examples": (32, "examples a step"),
     "sft.rows": (8, "rows of a microbatch on each data shard; a row holds one example"),
+    "sft.prompt_weight": (0.0, "loss weight of a prompt's token, an answer's being 1; ours"),
     "sft.thought": ("The fault is in {paths}.", "what the taught answer thinks; {paths} are the changed files; ours"),
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),
@@ -111,7 +113,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "eval.samples": (1, "answers an example"),
     "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
     "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
-    "eval.checkpoint": ("", "task eval and sample: directory of a run or of its checkpoints"),
+    "eval.checkpoint": ("", "task eval, sample and export: directory of a run or of its checkpoints"),
     "eval.output": ("", "task eval: where the answers go (JSONL); empty: not written"),
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoint.every_steps": (50, "a checkpoint every so many steps, and at the end"),
@@ -121,12 +123,14 @@ KEYS: dict[str, tuple[Any, str]] = {
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------
     "input": ("", "task score: JSONL with output, code_context, oracle_new_content, or a rollout file"),
-    "output": ("", "task score: where the scored rows go"),
+    "output": ("", "task score: where the scored rows go; task export: the directory to make"),
     "on_malformed": ("stop", "task score: a malformed row: stop, or skip (and count) it"),
     # -- task sample -----------------------------------------------------------------------------------------------------
     "sample.issue": ("", "the issue's text, or @FILE"),
     "sample.files": ("", "paths of the files shown, separated by commas"),
     "sample.temperature": (0.0, "0 is greedy"),
+    # -- task export -----------------------------------------------------------------------------------------------------
+    "export.dtype": ("float32", "of the written parameters: float32 or float16"),
 }
 
 
@@ -190,7 +194,8 @@ class _Rule:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "score", "eval", "sample"),
+    "task": ("train", "score", "eval", "sample", "export"),
+    "export.dtype": ("float32", "float16"),
     "data.on_malformed": ("stop", "skip"),
     "on_malformed": ("stop", "skip"),
     "tasks.scope": ("function", "module"),
@@ -230,7 +235,8 @@ _RULES = (
           "eval.pass_k {eval.pass_k} needs more answers than eval.samples {eval.samples}"),
     _Rule(lambda c: c.task == "score" and not (c.input and c.output),
           "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
-    _Rule(lambda c: c.task in ("eval", "sample") and not c.eval.checkpoint,
+    _Rule(lambda c: c.task == "export" and not c.output, "task export needs --config.output=DIRECTORY"),
+    _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.eval.checkpoint,
           "task {task} needs --config.eval.checkpoint=RUN_DIRECTORY"),
 )
 

@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
         with _readable_errors():
             print(dry_run.describe(config, directory))
         return
-    {"train": train, "score": score, "eval": evaluate, "sample": sample}[config.task](config, directory)
+    {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export}[
+        config.task](config, directory)
 
 
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -105,7 +106,8 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             return
         finally:
             checkpoints.close()
-    print(summary.write(directory, [(phase.name, phase.steps) for phase in phases]))
+    print(summary.write(directory, [(phase.name, phase.steps) for phase in phases], assemble.reward_spec(config),
+                        colour=report_colour()))
 
 
 def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -162,6 +164,28 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
                           text.chat.stop_ids, colour=report_colour()))
 
 
+def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """A checkpoint's parameters and tokenizer as a directory that `init=hf:DIR` and other tools read."""
+    del directory
+    with _readable_errors():
+        output, dtype = pathlib.Path(config.output), config.export.dtype
+        if output.exists():
+            raise ValueError(f"{output} exists already; name a new directory with --config.output, or delete it yourself")
+        config = _with_run(config)
+        from swerl_jax import assemble
+        from swerl_jax.learn.learner import params_to_host
+        from swerl_jax.policy import hf
+
+        text = assemble.text(config, _run_directory(config), ())
+        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        partial = output.with_name(output.name + ".partial")
+        hf.write(partial, arch, params_to_host(params), dtype)
+        text.tokenizer.save(partial)
+        partial.rename(output)  # a reader sees a whole directory or none
+        print(f"{output}: {arch.parameters:,} parameters in {dtype}")
+
+
 def report_colour() -> bool:
     """Whether standard output shows colours."""
     from swerl_jax.learn.report import wants_colour
@@ -180,7 +204,7 @@ def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any]) -> t
     learner = phases[0].learner
     if config.init == "random":
         return learner.init(config.seed), 0
-    return learner.begin(assemble.saved_params(config.init, learner)), 0
+    return learner.begin(assemble.initial_params(config, learner)), 0
 
 
 def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:

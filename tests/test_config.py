@@ -9,7 +9,7 @@ from swerl_jax import config as config_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 VARIANTS = [(path.stem, variant) for path in CONFIGS for variant in ("", "quick")]
-TASKS = ("score", "eval", "sample")  # of the same name as their config
+TASKS = ("score", "eval", "sample", "export")  # of the same name as their config
 NO_QUICK = TASKS
 
 

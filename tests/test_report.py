@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from swerl_jax.data import records
-from swerl_jax.learn import report
+from swerl_jax.env import matching, patch
+from swerl_jax.learn import baselines, curves, report
 
 
 def _plain_bootstrap(values, of, samples, seed):
@@ -52,11 +53,48 @@ def test_blocks_cover_every_resample(monkeypatch):
     assert counted == [1] + 14 * [7] + [2]  # the values themselves, then ⌊50 / 7⌋ at a time
 
 
-def test_paired_interval_removes_what_both_share():
-    before = [0.0, 10.0, 20.0, 30.0]
-    assert report.paired_interval(before, [value + 2 for value in before]) == (2, 2, 2)
-    with pytest.raises(ValueError, match="equal lengths"):
-        report.paired_interval([1, 2], [1])
+def test_a_change_is_that_of_the_same_examples():
+    def result(name, reward, is_exact=False):
+        return report.ExampleResult(name, (reward,), (reward > -1,), (is_exact,))
+
+    before = [result("a", -1.0), result("b", 0.5), result("only before", 1.0, True)]
+    after = [result("only after", 1.0, True), result("b", 0.7), result("a", 0.3)]
+    found = report.change_intervals(before, after)
+    # a and b only; where a is drawn twice, no answer before was well-formed and the change has no value.
+    assert found["format"] == (0.5, 0.0, 1.0) and found["exact"] == (0.0, 0.0, 0.0)
+    assert found["reward"] == pytest.approx((0.75, 0.2, 1.3))
+    assert found["well_formed_reward"] == pytest.approx((0.0, 0.0, 0.2))
+    with pytest.raises(ValueError, match="no example has a judged answer in both"):
+        report.change_intervals(before[2:], after)
+    text = report.evaluation_table({"x": before, "y": after}, change=("x", "y")).splitlines()
+    assert text[4].split()[:4] == ["change", "+50.0", "[+0.0,", "+100.0]"] and len(text[4]) <= len(text[0])
+
+
+def test_answers_by_chance_change_one_line():
+    files = {"m.py": "def f(a):\n    b = 1\n    return a + b\n", "n.py": "x = 2\n"}
+    examples = [records.Example(str(i), "", "", "", files, {"m.py": "def f(a):\n    b = 1\n    return a - b\n"})
+                for i in range(40)]
+    changed = []
+
+    def reward(output, shown, oracle):
+        assert shown == files and oracle == examples[0].oracle
+        edits = patch.parse(patch.split_output(output)[1])
+        [(path, text)] = patch.apply_edits(edits, shown, matching.Work(10**6), 100).items()
+        changed.append((path, files[path].splitlines(), text.splitlines()))
+        return records.Outcome(records.SCORED, 0.1)
+
+    found = baselines.results(examples, reward)
+    assert list(found) == ["a comment at a random line", "a random line deleted"]
+    assert found["a random line deleted"][3] == report.ExampleResult("3", (0.1,), (True,), (False,))
+    for path, old, new in changed[:40]:
+        assert [line for line in new if line.lstrip() != "# fixed"] == old and len(new) == len(old) + 1
+    for path, old, new in changed[40:]:
+        assert new in [old[:i] + old[i + 1:] for i in range(len(old))]
+    assert len({(path, tuple(new)) for path, _, new in changed}) == 2 * 4  # every line of both files
+    again = list(changed)
+    changed.clear()
+    baselines.results(examples, reward)
+    assert changed == again
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_answer():
@@ -112,9 +150,9 @@ def test_the_table_as_text_and_markdown():
     assert set(markdown[1]) == set("|-: ")
 
 
-def _is_drawn(path):
+def _is_drawn(path, least_bytes=10_000):
     data = path.read_bytes()
-    return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 10_000
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > least_bytes
 
 
 def test_curves_are_drawn_also_where_series_are_missing(tmp_path):
@@ -126,11 +164,11 @@ def test_curves_are_drawn_also_where_series_are_missing(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     for name, source in {"both.png": [sft, rl], "rl.png": rl, "empty.png": str(empty)}.items():
-        report.plot_rewards(source, tmp_path / name)
-        assert _is_drawn(tmp_path / name)
+        curves.plot_rewards(source, tmp_path / name)
+        assert _is_drawn(tmp_path / name, 1000 if source == str(empty) else 10_000)
     assert (tmp_path / "both.png").read_bytes() != (tmp_path / "rl.png").read_bytes()
     with pytest.raises(FileNotFoundError):
-        report.plot_rewards(tmp_path / "absent.jsonl", tmp_path / "x.png")
+        curves.plot_rewards(tmp_path / "absent.jsonl", tmp_path / "x.png")
 
 
 def test_a_diff_is_plain_or_coloured_and_never_obeyed():

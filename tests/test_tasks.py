@@ -38,7 +38,9 @@ def test_every_task_is_broken_and_compiles(made):
                 compile(text, path, "exec", dont_inherit=True)
                 assert text.isascii()
             assert ast.dump(ast.parse(example.files[path])) != ast.dump(ast.parse(fixed))
-        assert len({(tuple(e.files.items()), tuple(e.oracle.items())) for e in examples}) == len(examples)
+        assert len({(tuple(e.files.values()), tuple(e.oracle.values())) for e in examples}) == len(examples)
+        named = sum(list(example.oracle) == [example.meta["module"]] for example in examples)
+        assert named < len(examples) / 10 if spec is SMALL else named == len(examples)  # else the path is made up, too
         assert len({example.id for example in examples}) == len(examples)
 
 
@@ -87,8 +89,8 @@ def test_splits_share_no_module_and_no_function(made):
 
     for spec in (SMALL, WHOLE, PLAIN):
         train, held_out = (made[spec, split] for split in stdlib.SPLITS)
-        modules = [{path.split("/")[0] for e in examples for path in e.files} for examples in (train, held_out)]
-        assert not modules[0] & modules[1] and all(len(found) > 3 for found in modules)
+        modules = [{e.meta["module"].split("/")[0] for e in examples} for examples in (train, held_out)]
+        assert not modules[0] & modules[1] and all(len(found) > 2 for found in modules)
         seen = {shape(f) for example in train for text in example.oracle.values() for f in functions(text)}
         for example in held_out:
             [(path, text)] = example.oracle.items()

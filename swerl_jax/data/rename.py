@@ -33,6 +33,7 @@ _NOUNS = (
     "task", "term", "text", "time", "token", "total", "unit", "upper", "user", "value", "vector", "vertex",
     "weight", "width", "window", "word", "zone",
 )
+WORD = re.compile(r"\w+")
 _KEPT = frozenset({"self", "cls", "_", "mcs", "mcls"})
 _RESERVED = frozenset(dir(builtins)) | frozenset(keyword.kwlist) | frozenset(keyword.softkwlist)
 
@@ -70,6 +71,25 @@ def rename(
     else:
         edits = []
     return function.apply(*edits, *_uses(function, mapping)), mapping
+
+
+def function_name(rng: random.Random) -> str:
+    """Returns a made-up name of a function."""
+    return _fresh(rng, _VERBS, _NOUNS, _RESERVED)
+
+
+def variable_names(rng: random.Random, count: int) -> list[str]:
+    """Returns made-up names of variables, all different."""
+    names: list[str] = []
+    while len(names) < count:
+        names.append(_fresh(rng, _NOUNS, _NOUNS, _RESERVED | set(names)))
+    return names
+
+
+def path(rng: random.Random) -> str:
+    """Returns a made-up path of a Python file: a name alone, or one directory and a name."""
+    name = f"{_fresh(rng, _VERBS, _NOUNS, set()) if rng.random() < 0.5 else rng.choice(_NOUNS)}.py"
+    return name if rng.random() < 0.5 else f"{rng.choice(_NOUNS)}/{name}"
 
 
 def _uses(function: Function, mapping: dict[str, str]) -> Iterator[Edit]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from swerl_jax.data import atomic_file, mutate, operators, rename, stdlib, symptoms, syntax
+from swerl_jax.data import atomic_file, drills, mutate, operators, rename, stdlib, symptoms, syntax
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import write_examples
 
@@ -40,8 +41,9 @@ class TaskSpec:
       scope: FUNCTION or MODULE: how much of the module the file is.
       max_module_bytes: modules above it are left out.
       distractor_files: further files of the same scope from the same split, shown and not to be changed.
-      is_renamed: give local variables other names each time, and the function and its parameters if it stands alone;
-        without it the number of different tasks is limited.
+      drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
+      is_renamed: give local variables other names each time, and, if it stands alone, the function, its parameters and
+        the file as well; without it the number of different tasks is limited.
     """
 
     seed: int = 0
@@ -54,11 +56,13 @@ class TaskSpec:
     max_module_bytes: int = 1_000_000
     distractor_files: int = 0
     is_renamed: bool = True
+    drill_count: int = 0
 
     def __post_init__(self):
         if self.scope not in (FUNCTION, MODULE):
             raise ValueError(f"scope is {self.scope!r}; needed is {FUNCTION!r} or {MODULE!r}")
-        if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements) < 0:
+        if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
+               self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
 
 
@@ -92,14 +96,17 @@ def make_tasks(
         return paths
     directory.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)  # it vouches for the shards, so it goes first and comes last
-    total, made = spec.train_count + spec.held_out_count, 0
+    total, made = spec.drill_count + spec.train_count + spec.held_out_count, 0
     if progress is not None:
         progress(0, total)  # the scan that follows takes seconds
     corpus = scan(spec)
     counts: dict[str, Any] = {}
     for split, path in ((stdlib.TRAIN, paths.train), (stdlib.HELD_OUT, paths.held_out)):
         histogram: collections.Counter[str] = collections.Counter()
-        tasks = _watched(iter_tasks(spec, split, corpus), histogram, made, total, progress)
+        tasks = iter_tasks(spec, split, corpus)
+        if split == stdlib.TRAIN:
+            tasks = itertools.chain(iter_drills(spec), tasks)
+        tasks = _watched(tasks, histogram, made, total, progress)
         made += write_examples(path, tasks)
         counts[split] = {
             "tasks": histogram.total(),
@@ -145,12 +152,19 @@ def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) 
         # Seeded with a text, which hashes the same in every process.
         rng = random.Random(f"{spec.seed}/{split}/{attempt}")
         task = _task(spec, corpus, functions, rng, used)
-        digest = hashlib.sha256(repr((task.files, task.oracle)).encode()).digest() if task else b""
+        digest = hashlib.sha256(repr((list(task.files.values()), list(task.oracle.values()))).encode()).digest() if task else b""
         if task and digest not in seen:
             used[task.meta["operator"]] += 1
             last = attempt
             yield dataclasses.replace(task, id=f"{split}-{len(seen):06d}")
             seen.add(digest)
+
+
+def iter_drills(spec: TaskSpec) -> Iterator[Example]:
+    """Yields the drills of the training split."""
+    for number in range(spec.drill_count):
+        drill = drills.drill(random.Random(f"{spec.seed}/drill/{number}"))
+        yield dataclasses.replace(drill, id=f"drill-{number:06d}")
 
 
 def scan(spec: TaskSpec) -> stdlib.Corpus:
@@ -175,7 +189,9 @@ def _task(
     bug = mutate.mutate(source, span, rng, used=used)
     if bug is None:
         return None
-    files = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
+    texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
+    names = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
+    files = [(names[path], text) for path, text in texts]
     rng.shuffle(files)
     return Example(
         id="",
@@ -183,9 +199,18 @@ def _task(
         commit=f"v{platform.python_version()}",
         issue=bug.issue,
         files=dict(files),
-        oracle={function.path: source},
-        meta={"operator": bug.operator, "function": function.name, "line": bug.line},
+        oracle={names[function.path]: source},
+        meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
+
+
+def _names(paths: list[str], rng: random.Random | None) -> dict[str, str]:
+    """Returns the path that a task shows for each module: a made-up one each, or without `rng` its own."""
+    while rng is not None:
+        made = [rename.path(rng) for _ in paths]
+        if len(set(made)) == len(made):
+            return dict(zip(paths, made, strict=True))
+    return {path: path for path in paths}
 
 
 def _distractors(
@@ -206,7 +231,7 @@ def _distractors(
 def _identity(spec: TaskSpec) -> dict[str, Any]:
     """Returns all that decides what the tasks are."""
     digest = hashlib.sha256()
-    for module in (mutate, operators, rename, stdlib, symptoms, syntax):
+    for module in (drills, mutate, operators, rename, stdlib, symptoms, syntax):
         digest.update(pathlib.Path(module.__file__).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
     return {"spec": dataclasses.asdict(spec), "python": platform.python_version(), "generator": digest.hexdigest()}

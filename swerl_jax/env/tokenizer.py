@@ -20,6 +20,8 @@ from typing import Protocol
 import sentencepiece
 import tiktoken
 
+from swerl_jax.models import shipped
+
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"
 PAD = "<|finetune_right_pad_id|>"
@@ -181,7 +183,7 @@ _FILE_KINDS = {"sentencepiece": SentencePieceTokenizer, "tiktoken": TiktokenToke
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Returns the tokenizer called "byte", "sentencepiece:PATH" or "tiktoken:PATH".
+    """Returns the tokenizer called "byte", "sentencepiece:PATH", "tiktoken:PATH", or "embedded:NAME" of a shipped model.
 
     Raises:
       ValueError: any other spec, no file there, or a file of another kind.
@@ -189,8 +191,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "byte":
         return ByteTokenizer()
     kind, _, path = spec.partition(":")
+    if kind == "embedded":
+        return SentencePieceTokenizer(shipped.directory(path) / shipped.TOKENIZER_NAME)
     if kind not in _FILE_KINDS or not path:
-        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH or tiktoken:PATH")
+        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH or embedded:NAME")
     if not pathlib.Path(path).is_file():
         raise ValueError(f"tokenizer spec {spec!r}: there is no file {path}")
     return _FILE_KINDS[kind](path)

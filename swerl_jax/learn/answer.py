@@ -42,13 +42,30 @@ def show(example: Example, turn: Turn, tokenizer: Tokenizer, stop_ids: tuple[int
     """The thought, then the diff; or the raw answer and why it cannot be applied."""
     output = tokenizer.decode([int(i) for i in turn.ids if int(i) not in stop_ids])
     try:
-        thought, answer = patch.split_output(output)
-        patch.check_thought(thought)
-        edits = patch.parse(answer)
-        after = patch.apply_edits(edits, example.files, Work(WORK_LIMIT_PAIRS), MAX_GROWTH_CHARS)
+        thought, after = _applied(example, output)
     except patch.FormatFault as fault:
         return f"{output}\n\nnot a usable answer: {fault}"
+    return f"{thought}\n\n{_diffs(example, after, colour)}"
+
+
+def diff(example: Example, output: str, *, colour: bool) -> str:
+    """What an answer does to the files, as unified diffs; or one line with why it cannot be applied."""
+    try:
+        return _diffs(example, _applied(example, output)[1], colour)
+    except patch.FormatFault as fault:
+        return f"not a usable answer: {fault}\n"
+
+
+def _applied(example: Example, output: str) -> tuple[str, dict[str, str | None]]:
+    """(the thought, the edited files: path → content)."""
+    thought, answer = patch.split_output(output)
+    patch.check_thought(thought)
+    edits = patch.parse(answer)
     if not edits:
-        return f"{output}\n\nnot a usable answer: it holds no complete search/replace block"
-    diffs = [coloured_diff(example.files.get(path, ""), new or "", path, colour=colour) for path, new in after.items()]
-    return "\n".join([thought, "", *diffs])
+        raise patch.FormatFault("no_blocks", "it holds no complete search/replace block")
+    return thought, patch.apply_edits(edits, example.files, Work(WORK_LIMIT_PAIRS), MAX_GROWTH_CHARS)
+
+
+def _diffs(example: Example, after: dict[str, str | None], colour: bool) -> str:
+    return "\n".join(coloured_diff(example.files.get(path, ""), new or "", path, colour=colour)
+                     for path, new in after.items())

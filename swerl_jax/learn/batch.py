@@ -18,6 +18,9 @@ import numpy as np
 from swerl_jax.policy.attention import RowShape
 
 
+WHOLE_ROW = 512  # tokens; up to it a row of one branch is attended in one product, without windows
+
+
 @dataclasses.dataclass(frozen=True)
 class Branch:
     """One answer as the learner sees it.
@@ -25,14 +28,15 @@ class Branch:
     Attributes:
       ids: int32 [T], what follows the prompt. is_sampled: bool [T], True where the loss applies.
       logp: float32 [T], the sampler's log-probabilities.
-      advantage: one number for all tokens. weight: of one token in the loss (see advantage.token_weights).
+      advantage: one number for all tokens. weight: of one token in the loss (see advantage.token_weights); a number,
+        or float32 [T] where tokens differ.
     """
 
     ids: np.ndarray
     is_sampled: np.ndarray
     logp: np.ndarray
     advantage: float
-    weight: float
+    weight: float | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,31 +111,54 @@ class PackSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
+    """used: branch tokens, each branch padded to a block."""
+
     prompt: np.ndarray
     branches: list[Branch]
+    used: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Microbatch:
+    """Rows of one shape, with `branch_tokens` = T − S."""
+
+    rows: Sequence[_Row]
+    shape: RowShape
+    branch_tokens: int
 
 
 def pack(groups: Sequence[Prefixed], settings: PackSettings) -> list[Batch]:
     """Microbatches of `settings.rows` rows that hold every branch of every group exactly once.
 
-    The bucket of T − S is the one that computes the fewest tokens in all; rows are then sorted by their bucket of S.
+    Rows are filled up to one of the buckets of T − S, sorted by length, and taken `settings.rows` at a time; a microbatch
+    has the smallest bucket that holds its rows. Of all ways to fill, the one that computes the fewest tokens is taken.
 
     Raises:
       ValueError: a prompt is longer than the largest bucket, or a branch is empty or longer than the longest allowed.
     """
     _check(groups, settings)
-    limit = min(settings.branch_buckets, key=lambda size: _cost(groups, settings, size))
+    longest = max((_padded(len(b.ids), settings.block) for group in groups for b in group.branches), default=0)
+    plans = [_plan(groups, settings, limit) for limit in settings.branch_buckets if limit >= longest]
+    best = min(plans, key=lambda plan: sum(one.shape.S + one.branch_tokens for one in plan))
+    return [_assemble(one, settings.rows) for one in best]
+
+
+def _plan(groups: Sequence[Prefixed], settings: PackSettings, limit: int) -> list[_Microbatch]:
+    """The microbatches when rows are filled up to `limit` branch tokens."""
     by_prefix: dict[int, list[_Row]] = {}
     for group in groups:
         S = _bucket(len(group.prompt) - 1, settings.prefix_buckets)
         by_prefix.setdefault(S, []).extend(_rows(group, settings.block, limit))
-    batches = []
+    plan = []
     for S in sorted(by_prefix):
-        rows = by_prefix[S]
+        rows = sorted(by_prefix[S], key=lambda row: row.used)
         for start in range(0, len(rows), settings.rows):
-            shape = RowShape(S, settings.block, min(settings.window, limit - settings.block))
-            batches.append(_assemble(rows[start:start + settings.rows], settings.rows, limit, shape))
-    return batches
+            some = rows[start:start + settings.rows]
+            size = _bucket(some[-1].used, settings.branch_buckets)
+            is_whole = size <= WHOLE_ROW and all(len(row.branches) == 1 for row in some)  # a block is the row, then
+            block = size if is_whole else settings.block
+            plan.append(_Microbatch(some, RowShape(S, block, max(0, min(settings.window, size - block))), size))
+    return plan
 
 
 def padding_fraction(batches: Sequence[Batch]) -> float:
@@ -157,17 +184,6 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
     raise ValueError(f"{size} tokens do not fit the largest row bucket {buckets[-1]}; add a larger bucket")
 
 
-def _cost(groups: Sequence[Prefixed], settings: PackSettings, limit: int) -> float:
-    """Tokens computed when rows have `limit` branch tokens; infinite when a branch does not fit."""
-    counts: dict[int, int] = {}
-    for group in groups:
-        if any(len(b.ids) > limit for b in group.branches):
-            return float("inf")
-        S = _bucket(len(group.prompt) - 1, settings.prefix_buckets)
-        counts[S] = counts.get(S, 0) + len(_rows(group, settings.block, limit))
-    return sum(_padded(rows, settings.rows) * (S + limit) for S, rows in counts.items())
-
-
 def _rows(group: Prefixed, block: int, limit: int) -> list[_Row]:
     """First fit, longest first, so that few rows repeat the prefix."""
     rows: list[list[Branch]] = []
@@ -181,10 +197,11 @@ def _rows(group: Prefixed, block: int, limit: int) -> list[_Row]:
             place = len(rows) - 1
         rows[place].append(branch)
         room[place] -= size
-    return [_Row(group.prompt, branches) for branches in rows]
+    return [_Row(group.prompt, branches, limit - free) for branches, free in zip(rows, room, strict=True)]
 
 
-def _assemble(rows: Sequence[_Row], count: int, limit: int, shape: RowShape) -> Batch:
+def _assemble(microbatch: _Microbatch, count: int) -> Batch:
+    shape, limit = microbatch.shape, microbatch.branch_tokens
     S, T = shape.S, shape.S + limit
     ids, position = np.zeros((count, T), np.int32), np.zeros((count, T), np.int32)
     is_valid = np.zeros((count, T), bool)
@@ -192,7 +209,7 @@ def _assemble(rows: Sequence[_Row], count: int, limit: int, shape: RowShape) -> 
     target = np.zeros((count, limit), np.int32)
     is_sampled = np.zeros((count, limit), bool)
     advantage, logp, weight = (np.zeros((count, limit), np.float32) for _ in range(3))
-    for i, row in enumerate(rows):
+    for i, row in enumerate(microbatch.rows):
         prefix = len(row.prompt) - 1
         ids[i, :prefix], position[i, :prefix], is_valid[i, :prefix] = row.prompt[:-1], np.arange(prefix), True
         start = 0

@@ -1,7 +1,6 @@
-"""What a person reads after a run: tables with intervals, curves, coloured diffs.
+"""What a person reads after a run: tables with intervals, coloured diffs.
 
-Off the path: it reads outcomes and `metrics.jsonl` and changes nothing. It loads matplotlib, so only the wiring of a
-task that reports imports it.
+Off the path: it reads outcomes and changes nothing.
 """
 
 from __future__ import annotations
@@ -10,63 +9,19 @@ import dataclasses
 import difflib
 import math
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from swerl_jax.data import records
-from swerl_jax.learn import metrics
 
-_MARKED_POINTS = 40  # a series of at most so many points shows each
 _BLOCK_ENTRIES = 4_000_000  # resampled values held at once: 32 MB of float64
 _RED, _GREEN, _CYAN, _BOLD, _PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
 # Control characters of a model's answer must not reach the terminal: shown as U+2400 … pictures instead.
 _VISIBLE_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 9} | {127: "\u2421"} | {
     code: "\ufffd" for code in range(128, 160)
 }
-
-
-class Panel(NamedTuple):
-    """One panel of the picture: label → metric, times `scale`; `band` names the metrics of a mean and its spread."""
-
-    title: str
-    y_label: str
-    series: Mapping[str, str]
-    scale: float = 1.0
-    band: tuple[str, str] | None = None
-
-
-PANELS = (
-    Panel(
-        "Training reward",
-        "reward (−1 … 1)",
-        {"mean": "reward/mean", "well-formed answers": "reward/well_formed_mean"},
-        band=("reward/mean", "reward/std"),
-    ),
-    Panel(
-        "Training answers",
-        "% of answers",
-        {"correct format": "format/correct_frac", "exact fix": "exact_frac"},
-        scale=100,
-    ),
-    Panel("Supervised warm start", "nats per token", {"training": "sft/loss"}),
-    Panel(
-        "Held-out reward",
-        "reward (−1 … 1)",
-        {"mean": "eval/reward", "well-formed answers": "eval/well_formed_reward"},
-    ),
-    Panel(
-        "Held-out answers",
-        "% of answers",
-        {"correct format": "eval/format_frac", "exact fix": "eval/exact_frac"},
-        scale=100,
-    ),
-    Panel("Answer length", "tokens", {"mean": "length/mean", "95th percentile": "length/p95"}),
-)
 
 
 class Interval(NamedTuple):
@@ -144,17 +99,6 @@ def bootstrap_interval(
     return Interval(center, float(low), float(high))
 
 
-def paired_interval(before: Sequence[float], after: Sequence[float], **options: Any) -> Interval:
-    """The interval of the mean of after − before, entry i of both being the same example.
-
-    Raises:
-      ValueError: lengths differ, or there is nothing.
-    """
-    if len(before) != len(after):
-        raise ValueError(f"paired values need equal lengths, got {len(before)} and {len(after)}")
-    return bootstrap_interval(np.asarray(after, np.float64) - np.asarray(before, np.float64), **options)
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The probability that one of k answers drawn from n, of which c are right, is right.
 
@@ -188,32 +132,72 @@ def evaluation_intervals(results: Sequence[ExampleResult], pass_ks: Sequence[int
     judged = [result for result in results if result.rewards]
     if not judged:
         raise ValueError(f"no judged answer among {len(results)} examples: nothing to report")
-    answers = np.array([len(result.rewards) for result in judged])
-    well_formed = np.array([sum(result.is_well_formed) for result in judged])
-    well_formed_reward = [
-        sum(reward for reward, is_formed in zip(result.rewards, result.is_well_formed, strict=True) if is_formed)
-        for result in judged
-    ]
-    intervals = {
-        "format": _ratio_interval(well_formed, answers),
-        "reward": _ratio_interval([sum(result.rewards) for result in judged], answers),
-        "well_formed_reward": _ratio_interval(well_formed_reward, well_formed),
-        "exact": _ratio_interval([sum(result.is_exact) for result in judged], answers),
-    }
+    intervals = {name: bootstrap_interval(pairs, statistic=_ratio) for name, pairs in _counts(judged).items()}
     for k in pass_ks:
         solved = [pass_at_k(len(result.is_exact), sum(result.is_exact), k) for result in judged]
         intervals[f"pass@{k}"] = bootstrap_interval(solved)
     return intervals
 
 
+def change_intervals(before: Sequence[ExampleResult], after: Sequence[ExampleResult]) -> dict[str, Interval]:
+    """after − before of the table's first four numbers, each example resampled together with itself.
+
+    Args:
+      before, after: results on the same examples; those without a judged answer in either are left out.
+
+    Raises:
+      ValueError: no example is judged in both.
+    """
+    known = {result.example_id: result for result in before if result.rewards}
+    pairs = [(known[result.example_id], result) for result in after if result.rewards and result.example_id in known]
+    if not pairs:
+        raise ValueError("no example has a judged answer in both evaluations: nothing to compare")
+    first, second = (_counts(results) for results in zip(*pairs, strict=True))
+    return {
+        name: bootstrap_interval(np.concatenate([first[name], second[name]], axis=-1), statistic=_ratio_change)
+        for name in first
+    }
+
+
+def _counts(results: Sequence[ExampleResult]) -> dict[str, np.ndarray]:
+    """Name → float [examples, 2], parts and wholes, whose sums' ratio is the number."""
+    answers = np.array([len(result.rewards) for result in results], np.float64)
+    well_formed = np.array([sum(result.is_well_formed) for result in results], np.float64)
+    well_formed_reward = [
+        sum(reward for reward, is_formed in zip(result.rewards, result.is_well_formed, strict=True) if is_formed)
+        for result in results
+    ]
+    parts_and_wholes = {
+        "format": (well_formed, answers),
+        "reward": ([sum(result.rewards) for result in results], answers),
+        "well_formed_reward": (well_formed_reward, well_formed),
+        "exact": ([sum(result.is_exact) for result in results], answers),
+    }
+    return {name: np.stack(pair, axis=-1) for name, pair in parts_and_wholes.items()}
+
+
+def _ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
+    sums = pairs.sum(axis=axis)
+    return sums[..., 0] / sums[..., 1]
+
+
+def _ratio_change(quadruples: np.ndarray, axis: int) -> np.ndarray:
+    return _ratio(quadruples[..., 2:], axis) - _ratio(quadruples[..., :2], axis)
+
+
 def evaluation_table(
-    rows: Mapping[str, Sequence[ExampleResult]], *, pass_ks: Sequence[int] = (), markdown: bool = False
+    rows: Mapping[str, Sequence[ExampleResult]],
+    *,
+    pass_ks: Sequence[int] = (),
+    change: tuple[str, str] | None = None,
+    markdown: bool = False,
 ) -> str:
     """A table of evaluations, one row each, with 95 % bootstrap intervals.
 
     Args:
       rows: label → results, e.g. "before" and "after".
       pass_ks: as in `evaluation_intervals`.
+      change: two labels; a last row says what the second has over the first, see `change_intervals`.
       markdown: True: a Markdown table; False: aligned text.
 
     Raises:
@@ -222,6 +206,9 @@ def evaluation_table(
     header = ["", "correct format %", "mean reward", "reward if well-formed", "exact fix %"]
     header += [f"pass@{k} %" for k in pass_ks] + ["examples", "answers", "infra faults"]
     lines = [_table_cells(label, results, pass_ks) for label, results in rows.items()]
+    if change is not None:
+        cells = [_interval_text(*one, "+") for one in change_intervals(rows[change[0]], rows[change[1]]).items()]
+        lines.append(["change", *cells, *[""] * (len(header) - 1 - len(cells))])
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     padded = [
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
@@ -239,71 +226,19 @@ def evaluation_table(
 
 def _table_cells(label: str, results: Sequence[ExampleResult], pass_ks: Sequence[int]) -> list[str]:
     intervals = evaluation_intervals(results, pass_ks)
-    percent = {"format", "exact", *(f"pass@{k}" for k in pass_ks)}
-    cells = [_interval_text(interval, name in percent) for name, interval in intervals.items()]
+    cells = [_interval_text(name, interval) for name, interval in intervals.items()]
     answers = sum(len(result.rewards) for result in results)
     return [label, *cells, str(len(results)), str(answers), str(sum(result.faults for result in results))]
 
 
-def _interval_text(interval: Interval, is_percent: bool) -> str:
+def _interval_text(name: str, interval: Interval, sign: str = "") -> str:
+    """`sign`: "+" shows the sign of positive numbers too."""
     if math.isnan(interval.mean):
         return "–"
-    if is_percent:
-        return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in interval))
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
-
-
-def _ratio_interval(parts: Sequence[float] | np.ndarray, wholes: np.ndarray) -> Interval:
-    def ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
-        sums = pairs.sum(axis=axis)
-        return sums[..., 0] / sums[..., 1]
-
-    return bootstrap_interval(np.stack([parts, wholes], axis=-1), statistic=ratio)
-
-
-def plot_rewards(
-    metrics_path: str | os.PathLike[str] | Sequence[pathlib.Path], out_png: str | os.PathLike[str]
-) -> None:
-    """Draws the curves of a run, one panel per entry of PANELS; what was not recorded leaves a note in its panel.
-
-    Args:
-      metrics_path: a `metrics.jsonl`, or those of a run's stages in order.
-      out_png: the picture, written or replaced.
-
-    Raises:
-      OSError, ValueError: as `metrics.read_metrics`.
-    """
-    paths = [metrics_path] if isinstance(metrics_path, str | os.PathLike) else metrics_path
-    rows = [row for path in paths for row in metrics.read_metrics(path)]
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    figure.suptitle("Learning to fix bugs")
-    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
-        _draw(axes, panel, rows)
-    figure.savefig(out_png, dpi=110, format="png")
-
-
-def _draw(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
-    axes.set(title=panel.title, xlabel="step", ylabel=panel.y_label)
-    axes.grid(alpha=0.3)
-    for label, name in panel.series.items():
-        steps, values = _series(rows, name)
-        if steps:
-            marker = "o" if len(steps) <= _MARKED_POINTS else ""
-            axes.plot(steps, panel.scale * values, marker=marker, markersize=4, label=label)
-    if panel.band is not None:
-        both = [row for row in rows if set(panel.band) <= row.keys()]
-        steps, center = _series(both, panel.band[0])
-        spread = _series(both, panel.band[1])[1]
-        axes.fill_between(steps, center - spread, center + spread, alpha=0.2, linewidth=0, label="mean ± std")
-    if any(name in row for row in rows for name in panel.series.values()):
-        axes.legend(loc="best", fontsize="small")
-    else:
-        axes.text(0.5, 0.5, "not recorded in this run", ha="center", va="center", transform=axes.transAxes)
-
-
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], np.ndarray]:
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    return [step for step, _ in points], np.array([value for _, value in points], np.float64)
+    is_reward = name.endswith("reward")
+    scale, digits = (1, 3) if is_reward else (100, 1)
+    mean, low, high = (f"{scale * value:{sign}.{digits}f}" for value in interval)
+    return f"{mean} [{low}, {high}]"
 
 
 def coloured_diff(before: str, after: str, path: str, *, colour: bool) -> str:

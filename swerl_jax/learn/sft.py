@@ -18,14 +18,19 @@ from swerl_jax.learn.learner import Learner, State
 
 @dataclasses.dataclass(frozen=True)
 class SftSettings:
-    """steps: optimiser steps. examples: prompts with one answer each, a step."""
+    """steps: optimiser steps. examples: prompts with one answer each, a step.
+
+    prompt_weight: loss weight of a prompt's token, an answer's being 1. Above 0 a branch is the whole document, prompt
+    and answer, behind the prompt's first id.
+    """
 
     steps: int
     examples: int
+    prompt_weight: float = 0.0
 
 
 class SftPhase:
-    """One phase: `step` draws examples and takes one optimiser step on the mean token NLL of their answers.
+    """One phase: `step` draws examples and takes one optimiser step on the mean token NLL of answers, or of documents.
 
     Args:
       prompt_ids, answer_ids: example → int32 [S] and int32 [T]; the answer ends with its stop id.
@@ -49,11 +54,9 @@ class SftPhase:
         del step
         started = time.perf_counter()
         examples = [self.loader.next()[1] for _ in range(self.settings.examples)]
+        prompts = [self._prompt_ids(example) for example in examples]
         answers = [self._answer_ids(example) for example in examples]
-        weights = token_weights("token_mean", [len(ids) for ids in answers])
-        groups = [Prefixed(self._prompt_ids(example), [_branch(ids, weight)])
-                  for example, ids, weight in zip(examples, answers, weights)]
-        batches = pack(groups, self._packing)
+        batches = pack(self._groups(prompts, answers), self._packing)
         gradient, sums = self.learner.gradient(state.params, batches)
         state, report = self.learner.update(state, gradient)
         seconds = time.perf_counter() - started
@@ -63,9 +66,20 @@ class SftPhase:
             "grad_norm": report["grad_norm"], "lr": report["lr"], "update/count": 1, "update/skipped": report["skipped"],
             "padding_frac": padding_fraction(batches), "tokens/learned": sums["tokens"],
             "length/mean": float(np.mean([len(ids) for ids in answers])),
-            "prompt/mean": float(np.mean([len(g.prompt) for g in groups])),
+            "prompt/mean": float(np.mean([len(ids) for ids in prompts])),
             "seconds/learn": seconds, "tokens_per_s/learn": valid / seconds}, []
 
+    def _groups(self, prompts: list[np.ndarray], answers: list[np.ndarray]) -> list[Prefixed]:
+        """Every answer behind its prompt; or, where prompts are learnt too, whole documents behind the first id."""
+        if not self.settings.prompt_weight:
+            weights = token_weights("token_mean", [len(ids) for ids in answers])
+            return [Prefixed(prompt, [_branch(ids, weight)]) for prompt, ids, weight in zip(prompts, answers, weights)]
+        parts = [np.repeat(np.float32([self.settings.prompt_weight, 1]), [len(prompt) - 1, len(answer)])
+                 for prompt, answer in zip(prompts, answers)]
+        total = sum(float(part.sum()) for part in parts)
+        return [Prefixed(prompt[:1], [_branch(np.concatenate([prompt[1:], answer]), part / total)])
+                for prompt, answer, part in zip(prompts, answers, parts)]
 
-def _branch(ids: np.ndarray, weight: float) -> Branch:
+
+def _branch(ids: np.ndarray, weight: float | np.ndarray) -> Branch:
     return Branch(ids, np.ones(len(ids), bool), np.zeros(len(ids), np.float32), 1.0, weight)

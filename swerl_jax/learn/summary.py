@@ -1,50 +1,103 @@
-"""The end of a run: the table of its evaluations, and rewards.png."""
+"""The end of a run: the table of its evaluations, rewards.png, and some of the answers that became right."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from swerl_jax.data.atomic_file import write_atomically
+from swerl_jax.data.records import Example
+from swerl_jax.env.reward import RewardSpec, make_reward
+from swerl_jax.learn import baselines
+from swerl_jax.learn.answer import diff
+from swerl_jax.learn.curves import plot_rewards
 from swerl_jax.learn.loop import read_evaluation
 from swerl_jax.learn.metrics import EVALUATIONS_NAME, METRICS_NAME
-from swerl_jax.learn.report import ExampleResult, evaluation_table, plot_rewards
+from swerl_jax.learn.report import ExampleResult, evaluation_table
 
 TABLE_NAME = "table.md"
 PICTURE_NAME = "rewards.png"
+IMPROVED_NAME = "improved.diff"
+IMPROVED_COUNT = 5
+
+Row = Mapping[str, Any]
 
 
-def write(directory: pathlib.Path, phases: Sequence[tuple[str, int]]) -> str:
-    """Writes the table and the picture into the run's directory.
+def write(directory: pathlib.Path, phases: Sequence[tuple[str, int]], reward: RewardSpec, *, colour: bool) -> str:
+    """Writes the table, the picture and the answers that became right into the run's directory.
 
     Args:
       phases: (name, steps) in order.
+      reward: of the run, for the answers that need no learning.
+      colour: of what is returned; files are plain.
 
     Returns:
-      The table as text, with where both files are.
+      All of it as text, with where the files are.
     """
-    step, rows = 0, {}
+    rows_of = evaluations(directory, phases)
+    labels = list(rows_of)
+    results = {label: _results(rows) for label, rows in rows_of.items()}
+    change = (labels[0], labels[-1]) if len(labels) > 1 else None
+    first = rows_of[labels[0]]
+    results |= baselines.results([_example(rows[0]) for rows in _by_example(first).values()], make_reward(reward))
+    write_atomically(directory / TABLE_NAME, evaluation_table(results, change=change, markdown=True))
+    plot_rewards(directory / METRICS_NAME, directory / PICTURE_NAME)
+    improved = _improved(first, rows_of[labels[-1]])
+    write_atomically(directory / IMPROVED_NAME, _shown(improved, colour=False))
+    return (f"\n{_shown(improved, colour=colour)}\nHeld-out, unseen modules:\n\n{evaluation_table(results, change=change)}\n"
+            f"table    {directory / TABLE_NAME}\ncurves   {directory / PICTURE_NAME}\n"
+            f"diffs    {directory / IMPROVED_NAME}\nanswers  {directory / EVALUATIONS_NAME}/")
+
+
+def evaluations(directory: pathlib.Path, phases: Sequence[tuple[str, int]]) -> dict[str, list[Row]]:
+    """Label → answer rows, of the evaluations before and after each phase."""
+    step, found = 0, {}
     for label, steps in [("before", 0), *((f"after {name}", steps) for name, steps in phases)]:
         step += steps
         path = directory / EVALUATIONS_NAME / f"step_{step:06d}.jsonl"
         if path.exists():
-            rows[f"{label} (step {step})"] = results(path)
-    write_atomically(directory / TABLE_NAME, evaluation_table(rows, markdown=True))
-    plot_rewards(directory / METRICS_NAME, directory / PICTURE_NAME)
-    return (f"\nHeld-out, unseen modules:\n\n{evaluation_table(rows)}\n"
-            f"table    {directory / TABLE_NAME}\ncurves   {directory / PICTURE_NAME}\n"
-            f"answers  {directory / EVALUATIONS_NAME}/")
+            found[f"{label} (step {step})"] = read_evaluation(path)
+    return found
 
 
-def results(path: pathlib.Path) -> list[ExampleResult]:
-    """One entry an example of an evaluation's file."""
-    by_example: dict[str, list[dict]] = {}
-    for row in read_evaluation(path):
-        by_example.setdefault(row["example_id"], []).append(row)
-    return [_result(name, rows) for name, rows in by_example.items()]
+def _by_example(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["example_id"], []).append(row)
+    return grouped
 
 
-def _result(name: str, rows: list[dict]) -> ExampleResult:
+def _results(rows: Sequence[Row]) -> list[ExampleResult]:
+    """One entry an example."""
+    return [_result(name, some) for name, some in _by_example(rows).items()]
+
+
+def _result(name: str, rows: Sequence[Row]) -> ExampleResult:
     judged = [row for row in rows if row["reward"] is not None]
     return ExampleResult(name, tuple(row["reward"] for row in judged), tuple(row["is_well_formed"] for row in judged),
                          tuple(row["is_exact"] for row in judged), len(rows) - len(judged))
+
+
+def _example(row: Row) -> Example:
+    group = row["group"]
+    return Example(group["example_id"], "", "", group["issue"], group["code_context"], group["oracle_new_content"])
+
+
+def _improved(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The first examples whose first answer was not exact and is now."""
+    old, new = _by_example(before), _by_example(after)
+    pairs = [(old[name][0], rows[0]) for name, rows in new.items() if name in old]
+    return [pair for pair in pairs if pair[1]["is_exact"] and not pair[0]["is_exact"]][:IMPROVED_COUNT]
+
+
+def _shown(pairs: Sequence[tuple[Row, Row]], *, colour: bool) -> str:
+    if not pairs:
+        return "No held-out answer that was wrong became right.\n"
+    parts = [f"{len(pairs)} held-out answers that were wrong and became right\n"]
+    for before, after in pairs:
+        example = _example(after)
+        parts += [f"\n==== {example.id}: {example.issue}\n\n-- before: reward {before['reward']:.3f}\n",
+                  diff(example, before["output"], colour=colour), "\n-- after: exact\n",
+                  diff(example, after["output"], colour=colour)]
+    return "".join(parts)
