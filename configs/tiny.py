@@ -14,6 +14,11 @@ VARIANTS = {
     "discrete": {"name": "tiny-discrete", "reward.discrete": True},
     "group4": {"name": "tiny-group4", "rl.prompts": 32, "rl.samples": 4},
     "sft_only": {"name": "tiny-sft-only", "phases": ("sft",)},
+    "scratch": {"name": "tiny-scratch", "init": "random", "tokenizer": "train:1024", "phases": ("sft", "rl"),
+                "tasks.drill_count": 9600, "tasks.train_count": 6400, "data.shuffle": False,
+                "sft.steps": 400, "sft.examples": 32, "sft.prompt_weight": 0.1, "sft.learning_rate": 2e-3,
+                "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
+                "rl.steps": 10, "eval.every_steps": 0},
     "quick": {"name": "tiny-quick", "tasks.train_count": 200, "tasks.held_out_count": 40, "eval.examples": 32,
               "eval.every_steps": 0, "rl.steps": 3, "rl.prompts": 4, "checkpoint.every_steps": 2},
 }

@@ -1,4 +1,14 @@
-"""Makes the tiny policy that ships with the project."""
+"""Makes the policy that ships with the project, from random parameters: supervised, on tasks made from the standard library.
+
+    python -m swerl_jax.main --config=configs/tiny_warmstart.py                      (:quick in two minutes, to no use)
+    python -m swerl_jax.main --config=configs/export.py --config.eval.checkpoint=runs/tiny-warmstart \\
+        --config.export.dtype=float16 --config.output=exported
+
+First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model learns to find lines of
+its prompt and to write them again. Then injected bugs in functions of the standard library, read once each.
+
+@@RESULT@@
+"""
 
 from swerl_jax import config as config_lib
 
@@ -7,14 +17,23 @@ def get_config(variant: str = ""):
     """variant: "" or "quick"."""
     config = config_lib.update(config_lib.default(), {
         "name": "tiny-warmstart", "phases": ("sft",),
-        "tasks.train_count": 22_400, "tasks.drill_count": 12_800, "data.shuffle": False, "tasks.held_out_count": 400, "tasks.max_function_bytes": 240,
+        "tasks.drill_count": 16_000, "tasks.train_count": 33_000, "tasks.held_out_count": 400,
+        "tasks.max_function_bytes": 240, "data.shuffle": False,
         "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "Fix it.",
         "prompt.max_tokens": 160, "answer.max_tokens": 160,
         "model.arch": "tiny", "model.dtype": "float32",
         "engine.groups": 8, "engine.prefix_buckets": (160,), "engine.ticks": 80, "rl.samples": 8,
-        "sft.steps": 1100, "sft.examples": 32, "sft.rows": 4, "sft.prompt_weight": 0.5,
-        "sft.learning_rate": 3e-3, "sft.schedule": "cosine", "sft.warmup_steps": 50,
-        "eval.every_steps": 250, "eval.examples": 200,
-        "checkpoint.every_steps": 250, "checkpoint.keep": 4,
+        "sft.steps": 1500, "sft.examples": 32, "sft.rows": 4, "sft.prompt_weight": 0.1,
+        "sft.learning_rate": 2e-3, "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
+        "eval.every_steps": 500, "eval.examples": 200,
+        "checkpoint.every_steps": 100, "checkpoint.keep": 4,
     })
+    if variant == "quick":
+        config_lib.update(config, {
+            "name": "tiny-warmstart-quick", "tasks.drill_count": 320, "tasks.train_count": 160, "tasks.held_out_count": 20,
+            "sft.steps": 30, "sft.examples": 16, "sft.warmup_steps": 5, "eval.examples": 16, "eval.every_steps": 0,
+            "tokenizer": "train:600",
+        })
+    elif variant:
+        raise ValueError(f"configs/tiny_warmstart.py has no variant {variant!r}; there is quick")
     return config

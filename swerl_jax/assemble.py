@@ -137,7 +137,7 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
 def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int = 2000):
     for path in train:
         examples = open_examples(path)
-        for i in range(min(limit, len(examples))):
+        for i in range(0, len(examples), max(1, len(examples) // limit)):  # all over the file: it may be in an order
             yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
             yield answer_text(examples[i], config.sft.thought.format(paths=", ".join(sorted(examples[i].oracle))))
 
@@ -151,7 +151,7 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     if config.model.arch not in ARCHS:
         raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
     known = ARCHS[config.model.arch]
-    if config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:")):
+    if config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:")):
         return dataclasses.replace(known, V=tokenizer.vocab_size)
     if tokenizer.vocab_size > known.V:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "
@@ -243,7 +243,7 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
     p, o = config[phase], config.optimizer
     steps = p.steps * (p.minibatches * p.epochs if phase == "rl" else 1)
     optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
-                                  o.weight_decay, o.max_grad_norm)
+                                  o.weight_decay, o.max_grad_norm, p.get("muon_learning_rate", 0.0))
     loss = LossSettings("nll") if phase == "sft" else LossSettings(
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
@@ -291,34 +291,23 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
                    scorer_retries=lambda: pool.counts.retries)
 
 
-def initial_params(config: ml_collections.ConfigDict, learner: Learner) -> Llama:
-    """The parameters that `init` names, on the learner's mesh.
+def load_params(spec: str, learner: Learner) -> Llama:
+    """Parameters on the learner's mesh: of a model's directory (see `shipped.find`), or a run's newest good checkpoint.
 
     Raises:
-      ValueError: there is no such model, or it has other sizes than the configured one.
+      ValueError: there is none, or it has other sizes than the learner's model.
     """
-    kind, _, name = config.init.partition(":")
-    if kind not in ("hf", "embedded"):
-        return saved_params(config.init, learner)
-    directory = shipped.directory(name) if kind == "embedded" else pathlib.Path(name)
-    found = hf.read_arch(directory)
-    if found != learner.arch:
-        other = [f"{field.name} {getattr(found, field.name)!r} against {getattr(learner.arch, field.name)!r}"
-                 for field in dataclasses.fields(Arch) if getattr(found, field.name) != getattr(learner.arch, field.name)]
-        raise ValueError(f"init={config.init} has other sizes than model.arch={config.model.arch} with "
-                         f"tokenizer={config.tokenizer}: {'; '.join(other)}")
-    return params_from_host(learner.abstract, hf.read_params(directory, found))
-
-
-def saved_params(directory: str, learner: Learner) -> Llama:
-    """The parameters in a run's newest good checkpoint, on the learner's mesh.
-
-    Raises:
-      ValueError: there is none, or it holds another model.
-    """
-    checkpoints = Checkpoints.open(directory)
-    arrays, _ = checkpoints.restore(checkpoints.newest, to_arrays(learner.abstract))
-    return from_arrays(learner.abstract, arrays).params
+    directory = shipped.find(spec)
+    if directory is None:
+        checkpoints = Checkpoints.open(spec)
+        arrays, _ = checkpoints.restore(checkpoints.newest, to_arrays(learner.abstract))
+        return from_arrays(learner.abstract, arrays).params
+    found, wanted = (dataclasses.asdict(one) for one in (hf.read_arch(directory), learner.arch))
+    other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    if other:
+        raise ValueError(f"{spec} has other sizes than the configured model: {'; '.join(other)}; set model.arch and "
+                         "tokenizer to its own")
+    return params_from_host(learner.abstract, hf.read_params(directory, learner.arch))
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],
@@ -340,7 +329,7 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
             raise ValueError(f"{kept.directory} is missing or damaged, so the k3 penalty cannot be continued exactly")
         kept.save(0, to_arrays(state), {})
     kept.close()
-    rl[0].reference = saved_params(str(directory / REFERENCE_NAME), rl[0].learner)
+    rl[0].reference = load_params(str(directory / REFERENCE_NAME), rl[0].learner)
 
 
 def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, abstract: State,

@@ -94,6 +94,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "rl.schedule": ("constant", "constant or cosine; ours"),
     "rl.warmup_steps": (0, "updates of linear warm-up; ours"),
     "sft.learning_rate": (1e-5, "peak; ours"),
+    "sft.muon_learning_rate": (0.0, "peak for the layers' matrices, by Muon; 0: AdamW for all parameters; ours"),
     "sft.schedule": ("cosine", "constant or cosine; ours"),
     "sft.warmup_steps": (10, "updates of linear warm-up; ours"),
     "optimizer.beta1": (0.9, "AdamW; ours"),

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from swerl_jax import __version__, config as config_lib, dry_run
 from swerl_jax.data.atomic_file import write_atomically
+from swerl_jax.models import shipped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
@@ -28,6 +29,7 @@ RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 
 CONFIG_NAME = "config.json"
+MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "tasks.")
 RESUMABLE = ("checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
 
 
@@ -136,7 +138,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
         held_out = assemble.held_out_path(config, run)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     if config.eval.output:
@@ -156,7 +158,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         run = _run_directory(config)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = assemble.engine(config, arch, mesh, text, samples=1, temperature=config.sample.temperature,
                                  purpose="sample", groups=1)
         engine.load(params, 0)
@@ -172,16 +174,18 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         if output.exists():
             raise ValueError(f"{output} exists already; name a new directory with --config.output, or delete it yourself")
         config = _with_run(config)
+        kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
         from swerl_jax import assemble
         from swerl_jax.learn.learner import params_to_host
         from swerl_jax.policy import hf
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.saved_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         partial = output.with_name(output.name + ".partial")
         hf.write(partial, arch, params_to_host(params), dtype)
         text.tokenizer.save(partial)
+        write_atomically(partial / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
         partial.rename(output)  # a reader sees a whole directory or none
         print(f"{output}: {arch.parameters:,} parameters in {dtype}")
 
@@ -204,7 +208,7 @@ def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any]) -> t
     learner = phases[0].learner
     if config.init == "random":
         return learner.init(config.seed), 0
-    return learner.begin(assemble.initial_params(config, learner)), 0
+    return learner.begin(assemble.load_params(config.init, learner)), 0
 
 
 def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -232,17 +236,22 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The settings of the run that `eval.checkpoint` belongs to, changed where the command line or the config does.
+    """The settings that the model of `eval.checkpoint` was trained with, changed where the command line or the config does.
 
     Raises:
       ValueError: there is no such directory, or together they cannot work.
     """
-    if not pathlib.Path(config.eval.checkpoint).is_dir():
-        raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
     path = _run_directory(config) / CONFIG_NAME
+    model = shipped.find(config.eval.checkpoint)
+    if model is not None:
+        path = model / shipped.SETTINGS_NAME
+    elif not pathlib.Path(config.eval.checkpoint).is_dir():
+        raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
     if not path.exists():
         return config
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+    if model is not None and (model / shipped.TOKENIZER_NAME).exists():
+        saved["tokenizer"] = config.eval.checkpoint
     plain = dict(config_lib.flat(config_lib.default()))
     said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
     given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
@@ -254,7 +263,7 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    given = pathlib.Path(config.eval.checkpoint)
+    given = shipped.find(config.eval.checkpoint) or pathlib.Path(config.eval.checkpoint)
     return given if (given / CONFIG_NAME).exists() else given.parent
 
 

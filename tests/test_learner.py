@@ -182,6 +182,28 @@ def test_three_updates_equal_adamw_in_numpy():
         np.testing.assert_allclose(got[name], x, atol=2e-6)
 
 
+def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adam():
+    learner = _learner(dataclasses.replace(LARGE, muon_learning_rate=0.05, max_grad_norm=1e9))
+    state = learner.init(1)
+    before = {name: np.array(x, np.float64) for name, x in to_arrays(state).items()}
+    rng = np.random.default_rng(0)
+    state, _ = learner.update(state, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state.params))
+    after = to_arrays(state)
+    steps = {name.removeprefix("params/"): np.asarray(after[name], np.float64) - x for name, x in before.items()
+             if name.startswith("params/")}
+    A = ARCH
+    for name, inputs, outputs in (("qkv", A.D, A.K * (A.G + 2) * A.H), ("out", A.N * A.H, A.D),
+                                  ("gate_up", A.D, 2 * A.F), ("down", A.F, A.D)):
+        for layer in steps.pop(f"layers/{name}"):
+            values = np.linalg.svd(layer.reshape(inputs, outputs), compute_uv=False) / 0.05
+            values /= math.sqrt(max(1, outputs / inputs))
+            # Five rounds bring all but the smallest singular values near 1; the gradient's own spread over a factor of 5.
+            assert 0.6 < np.quantile(values, 0.1) and values.max() < 1.3
+    for name, step in steps.items():
+        # The first step of Adam with Nesterov's momentum: b1·(1 − b1)·g / (1 − b1²) + g, over |g|.
+        np.testing.assert_allclose(np.abs(step), 0.02 * (0.9 * 0.1 / 0.19 + 1), rtol=1e-3, err_msg=name)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     learner = _learner()

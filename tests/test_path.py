@@ -60,7 +60,9 @@ def test_training_leaves_what_it_promises(trained):
     assert checkpoints.steps() == [2, 4] and checkpoints.newest == 4
     assert all(find_fault(path) is None for path in checkpoints.directory.iterdir())
     table = (directory / "table.md").read_text()
-    assert "after sft (step 2)" in table and "after rl (step 4)" in table
+    labels = ["after sft (step 2)", "after rl (step 4)", "a comment at a random line", "a random line deleted", "change"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:7]] == labels
+    assert "became right" in (directory / "improved.diff").read_text()
     assert (directory / "rewards.png").read_bytes().startswith(b"\x89PNG")
     assert "step 4/4" in output and str(directory / "rewards.png") in output
 
@@ -95,6 +97,32 @@ def test_a_checkpoint_answers_one_issue(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
+    data, directory, _ = trained
+    config, model = f"--config=tests/small.py:{data}", tmp_path / "model"
+    export = [config, "--config.task=export", f"--config.eval.checkpoint={directory}", f"--config.output={model}"]
+    done = small.run(*export)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors", "settings.json"]
+    assert "exists already" in refusal(*export)
+    answers = []
+    for checkpoint in (directory, f"hf:{model}"):
+        output = tmp_path / f"{len(answers)}.jsonl"
+        done = small.run(config, "--config.task=eval", f"--config.eval.checkpoint={checkpoint}",
+                         f"--config.data.held_out={data / 'held_out.jsonl'}", f"--config.eval.output={output}")
+        assert done.returncode == 0, done.stderr
+        answers.append(output.read_text())
+    assert answers[0] == answers[1]
+    done = small.run(config, f"--config.init=hf:{model}", "--config.phases=('rl',)", "--config.rl.steps=1",
+                     f"--workdir={tmp_path / 'more'}")
+    assert done.returncode == 0, done.stderr
+    assert lines(tmp_path / "more" / "evaluations" / "step_000000.jsonl") == [json.loads(x) for x in answers[0].splitlines()]
+    message = refusal(config, f"--config.init=hf:{model}", "--config.model.arch=tiny", f"--workdir={tmp_path / 'x'}",
+                      "--config.phases=('rl',)")
+    assert "other sizes than the configured model: D is 32 and not 192; L is 2 and not 6" in message
+
+
+@pytest.mark.slow
 def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
     _, directory, _ = trained
     source = directory / "rollouts" / "step_000003.jsonl"
@@ -118,7 +146,7 @@ WRONG = {
     "no config": ([], "needed is --config=configs/NAME.py"),
     "a config that is not there": (["--config=configs/nope.py"], "configs/nope.py"),
     "and settings behind it": (["--config=configs/nope.py", "--config.rl.steps=3"], "configs/nope.py"),
-    "an unknown variant": (["--config=configs/tiny.py:quik"], "configs/tiny.py has no variant 'quik'; there is quick"),
+    "an unknown variant": (["--config=configs/tiny.py:quik"], "configs/tiny.py has no variant 'quik'; there are discrete,"),
     "an unknown setting": (["--config=configs/tiny.py", "--config.rl.stepz=3"],
                            "config.rl.stepz is not a setting; did you mean config.rl.steps?"),
     "an unknown section": (["--config=configs/tiny.py", "--config.rlx.steps", "3"],

@@ -182,6 +182,30 @@ def test_shards_are_made_once_and_again_when_the_spec_changes(tmp_path, made):
     assert list(shards.open_examples(paths.train)) == made[SMALL, "train"][:7]
 
 
+def test_drills_tell_the_whole_change_and_come_first(tmp_path):
+    spec = dataclasses.replace(SMALL, drill_count=300, train_count=3, held_out_count=1)
+    drills = list(tasks.iter_drills(spec))
+    assert len({tuple(drill.files.values()) for drill in drills}) == 300 and drills == list(tasks.iter_drills(spec))
+    for drill in drills:
+        [(path, broken)], [(_, fixed)] = drill.files.items(), drill.oracle.items()
+        name, old, new = re.findall("`(.*?)`", drill.issue)
+        if drill.issue.startswith("Rename"):
+            old, new, name = name, old, new
+        elif drill.issue.startswith("In"):
+            old, new = new, old
+        assert f"def {name}(" in broken
+        if re.fullmatch(r"\w+", old) and re.fullmatch(r"\w+", new):  # a name changes everywhere
+            assert re.sub(rf"\b{old}\b", new, broken) == fixed != broken
+        else:
+            changed = [pair for pair in zip(broken.splitlines(), fixed.splitlines(), strict=True) if pair[0] != pair[1]]
+            assert [(a.strip(), b.strip()) for a, b in changed] == [(old, new)]
+        for text in (broken, fixed):
+            compile(text, path, "exec", dont_inherit=True)
+    paths = tasks.make_tasks(spec, tmp_path)
+    assert [e.id[:5] for e in shards.open_examples(paths.train)] == ["drill"] * 300 + ["train"] * 3
+    assert [e.id for e in shards.open_examples(paths.held_out)] == ["held_out-000000"]
+
+
 def test_asking_for_too_much_is_an_error():
     with pytest.raises(ValueError, match="wider bounds"):
         list(tasks.iter_tasks(dataclasses.replace(SMALL, max_module_bytes=400, is_renamed=False), "train"))

@@ -131,10 +131,20 @@ def test_training_is_deterministic_and_saving_keeps_the_ids(directory):
     assert again.encode(CODE) == first.encode(CODE)
 
 
+def test_a_models_directory_says_by_its_file_which_kind_it_is(all_three, directory):
+    for name, tokenizer in zip(("pieces", "ranks"), all_three[1:]):
+        (directory / name).mkdir()
+        tokenizer.save(directory / name)
+        again = tokenizers.load_tokenizer(f"hf:{directory / name}")
+        assert type(again) is type(tokenizer) and again.encode(CODE) == tokenizer.encode(CODE)
+
+
 @pytest.mark.parametrize(("spec", "complaint"), [
-    ("bytes", "needed is byte, sentencepiece:PATH or tiktoken:PATH"),
+    ("bytes", "needed is byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME or hf:DIR"),
     ("tiktoken:", "needed is byte"),
     ("tiktoken:/nowhere/x", "there is no file /nowhere/x"),
+    ("hf:/nowhere", "there is no directory /nowhere"),
+    ("embedded:huge", "no model 'huge' ships with the project; there is"),
 ])
 def test_a_wrong_spec_is_refused(spec, complaint):
     with pytest.raises(ValueError, match=complaint):

@@ -26,45 +26,47 @@ _ENDS = ("return {v}", "return {f}({v})", "return {v}.{a}", "raise {e}('{w} {w}'
          "return {v} + {n}", "return None", "yield {v}", "return True")
 _COMPARISONS = ("==", "!=", "<", ">", "<=", ">=", "in")
 _ERRORS = ("ValueError", "TypeError", "KeyError", "OSError", "IndexError", "RuntimeError")
-_RENAMED = ("Rename `{old}` to `{new}` in `{name}`.", "`{name}`: `{old}` must be called `{new}`.")
-_REPLACED = ("`{name}` says `{old}` where it must say `{new}`.", "In `{name}` write `{new}` instead of `{old}`.")
+_RENAMED = ("Rename `{old}` to `{new}`.", "`{old}` must be called `{new}`.")
+_REPLACED = ("It says `{old}` where it must say `{new}`.", "Write `{new}` instead of `{old}`.")
+MAX_STATEMENTS = 6
 
 
-def drill(rng: random.Random) -> Example:
-    """Returns one drill: a name that changes everywhere, or one statement that becomes another."""
-    name, path = rename.function_name(rng), rename.path(rng)
+def drill(rng: random.Random, statements: int) -> Example:
+    """Returns one drill: a name that changes everywhere, or one statement that becomes another.
+
+    Args:
+      rng: decides everything else.
+      statements: 1 … MAX_STATEMENTS: of the file; it is a function from two on.
+    """
+    path = rename.path(rng)
     *names, unused = rename.variable_names(rng, rng.randint(3, 5))
-    lines = [f"def {name}({', '.join(['self', *names[:2]])}):", *_body(rng, names)]
+    lines = [_filled(rng, rng.choice(_STATEMENTS), names) for _ in range(statements)]
+    if statements > 1:
+        if rng.random() < 0.5:
+            at = rng.randrange(statements - 1)
+            lines[at:at + 2] = [_filled(rng, rng.choice(_BLOCKS), names), f"    {lines[at + 1]}"]
+        lines[-1] = lines[-1][:len(lines[-1]) - len(lines[-1].lstrip())] + _filled(rng, rng.choice(_ENDS), names)
+        head = f"def {rename.function_name(rng)}({', '.join(['self', *names[:2]])}):"
+        lines = [head, *("    " + line for line in lines)]
     change = _rename if rng.random() < 0.5 else _replace
-    issue, fixed = change(rng, name, lines, names, unused)
+    issue, fixed = change(rng, lines, names, unused)
     before, after = ("".join(line + "\n" for line in text) for text in (lines, fixed))
     return Example("", "", "", issue, {path: before}, {path: after}, meta={"operator": "drill"})
 
 
-def _rename(rng: random.Random, name: str, lines: list[str], names: list[str], unused: str) -> tuple[str, list[str]]:
+def _rename(rng: random.Random, lines: list[str], names: list[str], unused: str) -> tuple[str, list[str]]:
     old = rng.choice([each for each in names if any(each in rename.WORD.findall(line) for line in lines)])
-    issue = rng.choice(_RENAMED).format(name=name, old=old, new=unused)
+    issue = rng.choice(_RENAMED).format(old=old, new=unused)
     return issue, [rename.WORD.sub(lambda found: unused if found[0] == old else found[0], line) for line in lines]
 
 
-def _replace(rng: random.Random, name: str, lines: list[str], names: list[str], unused: str) -> tuple[str, list[str]]:
-    at = rng.randrange(1, len(lines))
-    old = lines[at].strip()
-    new = old
+def _replace(rng: random.Random, lines: list[str], names: list[str], unused: str) -> tuple[str, list[str]]:
+    at = rng.randrange(len(lines) > 1, len(lines))
+    old = new = lines[at].strip()
     while new == old:
         new = _filled(rng, rng.choice(_BLOCKS if old.endswith(":") else _STATEMENTS), [*names, unused])
-    issue = rng.choice(_REPLACED).format(name=name, old=old, new=new)
+    issue = rng.choice(_REPLACED).format(old=old, new=new)
     return issue, [*lines[:at], lines[at].replace(old, new), *lines[at + 1:]]
-
-
-def _body(rng: random.Random, names: list[str]) -> list[str]:
-    """Two to six lines, indented."""
-    lines = [_filled(rng, rng.choice(_STATEMENTS), names) for _ in range(rng.randint(0, 2))]
-    if rng.random() < 0.7:
-        lines += [_filled(rng, rng.choice(_BLOCKS), names),
-                  "    " + _filled(rng, rng.choice(_STATEMENTS + _ENDS), names)]
-    lines += [_filled(rng, rng.choice(_STATEMENTS), names) for _ in range(rng.randint(1, 2))]
-    return ["    " + line for line in [*lines, _filled(rng, rng.choice(_ENDS), names)]]
 
 
 def _filled(rng: random.Random, template: str, names: list[str]) -> str:

@@ -161,9 +161,11 @@ def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) 
 
 
 def iter_drills(spec: TaskSpec) -> Iterator[Example]:
-    """Yields the drills of the training split."""
+    """Yields the drills of the training split, ever longer ones."""
     for number in range(spec.drill_count):
-        drill = drills.drill(random.Random(f"{spec.seed}/drill/{number}"))
+        rng = random.Random(f"{spec.seed}/drill/{number}")
+        longest = 1 + drills.MAX_STATEMENTS * number // spec.drill_count
+        drill = drills.drill(rng, rng.randint(1, longest))
         yield dataclasses.replace(drill, id=f"drill-{number:06d}")
 
 

@@ -183,7 +183,10 @@ _FILE_KINDS = {"sentencepiece": SentencePieceTokenizer, "tiktoken": TiktokenToke
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Returns the tokenizer called "byte", "sentencepiece:PATH", "tiktoken:PATH", or "embedded:NAME" of a shipped model.
+    """Returns the tokenizer called "byte", "sentencepiece:PATH", "tiktoken:PATH", or that of a model's directory.
+
+    Args:
+      spec: see `shipped.find` for the directories.
 
     Raises:
       ValueError: any other spec, no file there, or a file of another kind.
@@ -191,10 +194,15 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "byte":
         return ByteTokenizer()
     kind, _, path = spec.partition(":")
-    if kind == "embedded":
-        return SentencePieceTokenizer(shipped.directory(path) / shipped.TOKENIZER_NAME)
+    model = shipped.find(spec)
+    if model is not None:
+        file = model / shipped.TOKENIZER_NAME
+        if not file.is_file():
+            raise ValueError(f"tokenizer spec {spec!r}: there is no file {file}")
+        # The one is a protocol buffer whose first field is the list of pieces, the other lines of base64.
+        return _FILE_KINDS["sentencepiece" if file.read_bytes()[:1] == b"\n" else "tiktoken"](file)
     if kind not in _FILE_KINDS or not path:
-        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH or embedded:NAME")
+        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME or hf:DIR")
     if not pathlib.Path(path).is_file():
         raise ValueError(f"tokenizer spec {spec!r}: there is no file {path}")
     return _FILE_KINDS[kind](path)
@@ -290,7 +298,7 @@ def _require_special(special: Mapping[str, int], path: pathlib.Path) -> None:
 
 
 def _copy_into(path: pathlib.Path, directory: str | os.PathLike[str]) -> pathlib.Path:
-    target = pathlib.Path(directory) / path.name
+    target = pathlib.Path(directory) / shipped.TOKENIZER_NAME
     if not (target.exists() and target.samefile(path)):
         shutil.copyfile(path, target)
     return target

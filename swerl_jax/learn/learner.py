@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -28,11 +29,15 @@ from swerl_jax.policy.rows import row_logp
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with warm-up (arXiv 1711.05101). SWE-RL discloses no value but "Adam": all of these are ours.
+    """AdamW (arXiv 1711.05101) or Muon with warm-up. SWE-RL discloses no value but "Adam": all of these are ours.
+
+    Muon (K. Jordan, 2024; optax.contrib.muon) updates the layers' matrices by their momentum made orthogonal, at
+    `muon_learning_rate` with AdamW's schedule, and the rest by Adam. A small model learns from scratch faster with it.
 
     Attributes:
       learning_rate: the peak. schedule: "constant" or "cosine" (to 0 at `total_steps`). warmup_steps: linear from 0.
       beta1, beta2, epsilon, weight_decay: AdamW's. max_grad_norm: the global norm is clipped to it.
+      muon_learning_rate: the peak for matrices; 0: AdamW for all parameters.
     """
 
     learning_rate: float
@@ -44,6 +49,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    muon_learning_rate: float = 0.0
 
     def rate(self) -> optax.Schedule:
         """Update count → learning rate; the first update of a warm-up of n steps takes 1/n of the peak."""
@@ -61,7 +67,19 @@ class OptimizerSettings:
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation; clipping happens in Learner.update, which knows the norm."""
-        return optax.adamw(self.rate(), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay)
+        if not self.muon_learning_rate:
+            return optax.adamw(self.rate(), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay)
+        rate, scale = self.rate(), self.muon_learning_rate / self.learning_rate
+        return optax.contrib.muon(
+            lambda count: rate(count) * scale, adam_learning_rate=rate, adam_b1=self.beta1, adam_b2=self.beta2,
+            weight_decay=self.weight_decay, adam_weight_decay=self.weight_decay, muon_weight_dimension_numbers=_matrices)
+
+
+def _matrices(params: Llama) -> Any:
+    """For optax.contrib.muon: which axes of a parameter are summed over and which it gives; None: no matrix."""
+    axes = {"qkv": ((1,), (2, 3, 4)), "out": ((1, 2, 3), (4,)), "gate_up": ((1,), (2, 3)), "down": ((1,), (2,))}
+    found = {f"layers/{name}": optax.contrib.MuonDimensionNumbers(*pair) for name, pair in axes.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_name(path)), params)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt"], meta_fields=[])
@@ -173,8 +191,10 @@ class Learner:
     def _abstract_state(self) -> State:
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(self._make_state, jax.random.key(0))
-            shardings = nnx.get_named_sharding(shapes, self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+            # By path: where an optimiser keeps nothing for a parameter, the one tree has no leaf and the other has.
+            shardings = dict(jax.tree_util.tree_leaves_with_path(nnx.get_named_sharding(shapes, self.mesh)))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path]), shapes)
 
     def _loss(self, params: Llama, batch: Batch, ref_logp: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         settings = self.loss
