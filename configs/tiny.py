@@ -12,13 +12,14 @@ from swerl_jax import config as config_lib
 VARIANTS = {
     "": {},
     "discrete": {"name": "tiny-discrete", "reward.discrete": True},
-    "group4": {"name": "tiny-group4", "rl.prompts": 32, "rl.samples": 4},
+    "group4": {"name": "tiny-group4", "rl.prompts": 32, "rl.samples": 4, "engine.groups": 32,
+               "rl.row_tokens": (192, 256, 320, 384)},
     "sft_only": {"name": "tiny-sft-only", "phases": ("sft",)},
     "scratch": {"name": "tiny-scratch", "init": "random", "tokenizer": "train:1024", "phases": ("sft", "rl"),
                 "tasks.drill_count": 9600, "tasks.train_count": 6400, "data.shuffle": False,
                 "sft.steps": 400, "sft.examples": 32, "sft.prompt_weight": 0.1, "sft.learning_rate": 2e-3,
                 "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
-                "rl.steps": 10, "eval.every_steps": 0},
+                "rl.steps": 10, "answer.max_tokens": 160, "rl.row_tokens": (), "eval.every_steps": 0},
     "quick": {"name": "tiny-quick", "tasks.train_count": 200, "tasks.held_out_count": 40, "eval.examples": 32,
               "eval.every_steps": 0, "rl.steps": 3, "rl.prompts": 4, "checkpoint.every_steps": 2},
 }
@@ -34,10 +35,11 @@ def get_config(variant: str = ""):
         "chat": "compact", "prompt.style": "compact", "sft.thought": "Fix it.",
         "prompt.max_tokens": 160, "answer.max_tokens": 96,
         "model.arch": "tiny", "model.dtype": "float32",
-        "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 96,
-        "rl.steps": 160, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 2e-4, "rl.warmup_steps": 5,
+        "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48,
+        "rl.steps": 100, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 3e-4, "rl.warmup_steps": 5,
+        "rl.row_tokens": (384, 512, 640, 768), "learner.block": 32,
         "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
-        "eval.every_steps": 40, "eval.examples": 400,
-        "checkpoint.every_steps": 80, "checkpoint.keep": 2,
+        "eval.every_steps": 25, "eval.examples": 400,
+        "checkpoint.every_steps": 50, "checkpoint.keep": 2,
     })
     return config_lib.update(config, VARIANTS[variant])

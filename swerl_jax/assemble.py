@@ -300,8 +300,9 @@ def load_params(spec: str, learner: Learner) -> Llama:
     directory = shipped.find(spec)
     if directory is None:
         checkpoints = Checkpoints.open(spec)
-        arrays, _ = checkpoints.restore(checkpoints.newest, to_arrays(learner.abstract))
-        return from_arrays(learner.abstract, arrays).params
+        wanted = {path: x for path, x in to_arrays(learner.abstract).items() if path.startswith("params/")}
+        arrays, _ = checkpoints.restore(checkpoints.newest, wanted, is_part=True)  # whatever optimiser there was
+        return from_arrays(dataclasses.replace(learner.abstract, step=None, opt=None), arrays).params
     found, wanted = (dataclasses.asdict(one) for one in (hf.read_arch(directory), learner.arch))
     other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
     if other:

@@ -26,6 +26,7 @@ def get_config(variant=""):
         "reward.name": "small:reward", "reward.workers": 1, "model.arch": "small", "model.dtype": "float32",
         "engine.groups": 2, "engine.prefix_buckets": (64,), "engine.ticks": 160, "engine.unroll_layers": "false",
         "sft.steps": 3, "sft.examples": 4, "sft.rows": 4, "sft.learning_rate": 1e-3, "sft.warmup_steps": 2,
+        "sft.muon_learning_rate": 0.01,  # another optimiser than RL's: a resumed run must know whose state it reads
         "rl.steps": 5, "rl.prompts": 2, "rl.samples": 4, "rl.learning_rate": 1e-3, "rl.minibatches": 2,
         "rl.row_tokens": (640,), "learner.block": 32, "learner.remat": "none",
         "eval.every_steps": 3, "eval.examples": 3, "checkpoint.every_steps": 2, "checkpoint.keep": 2,

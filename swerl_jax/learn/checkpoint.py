@@ -104,7 +104,7 @@ class Checkpoints:
         self._rejected: dict[int, str] = {}
         self._verified: set[int] = set()
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(arrays=ocp.StandardCheckpointHandler(), host=ocp.JsonCheckpointHandler()),
+            ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()),
             # In the background, a directory that cannot be made would be waited for for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -132,7 +132,7 @@ class Checkpoints:
         if empty or not arrays:
             raise ValueError(f"checkpoints hold non-empty arrays only, got empty ones at {empty or 'no path at all'}")
         arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(dict(arrays)), host=ocp.args.JsonSave(_json_copy(host))
+            arrays=ocp.args.PyTreeSave(dict(arrays)), host=ocp.args.JsonSave(_json_copy(host))
         )
         self._make_room(step)
         with _naming_path(self._path(step), "save"):
@@ -184,13 +184,14 @@ class Checkpoints:
         return self.newest
 
     def restore(
-        self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
+        self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct], *, is_part: bool = False
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """Reads one step onto the shardings of `abstract`, bit-equal to what was saved from whatever mesh.
 
         Args:
           step: a step on disk; verified here unless `latest_good` just did.
           abstract: path → shape, dtype and sharding of every array that was saved.
+          is_part: what was saved beyond `abstract` is left unread.
 
         Returns:
           The arrays by path, and the host values.
@@ -202,13 +203,16 @@ class Checkpoints:
         path = self._verified_path(step)
         with _naming_path(path, "restore"):
             saved = self._checkpointer.metadata(path).item_metadata["arrays"]
+        if is_part:
+            saved = {path: saved[path] for path in saved if path in abstract}
         differences = _differences(saved, abstract)
         if differences:
             listing = "".join(f"\n  {line}" for line in differences)
             raise ValueError(f"{path} does not hold what this run needs ({len(differences)} differences):{listing}")
-        arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(dict(abstract)), host=ocp.args.JsonRestore()
+        arrays = ocp.args.PyTreeRestore(
+            dict(abstract), restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)), partial_restore=is_part
         )
+        arguments = ocp.args.Composite(arrays=arrays, host=ocp.args.JsonRestore())
         with _naming_path(path, "restore"):
             restored = self._checkpointer.restore(path, args=arguments)
         return dict(restored["arrays"]), restored["host"]

@@ -143,7 +143,7 @@ class Loop:
                 log.rewind(-1 if step is None else step)
         if step is None:
             return None
-        abstract = self.phases[0].learner.abstract
+        abstract = self._phase(max(step - 1, 0))[0].learner.abstract  # of the phase that took the step
         arrays, host = self._checkpoints.restore(step, to_arrays(abstract))
         for i, phase in enumerate(self.phases):
             phase.loader.restore(host["loaders"][i])
