@@ -1,10 +1,13 @@
-"""The main job: GRPO teaches a tiny Llama to repair more small functions, on a laptop, in one run.
+"""The main job: GRPO on a tiny Llama that repairs small functions, on a laptop, in one run.
 
     bash launch/local.sh                                   or, in your own environment:
     python -m swerl_jax.main --config=configs/tiny.py      (--config=configs/tiny.py:quick under a minute)
 
 It starts from the policy that ships with the project (configs/tiny_warmstart.py made it), draws tasks from this machine's
 standard library, and learns from the paper's reward; held-out functions come from modules that neither saw.
+
+Two AMD EPYC cores, shared, Python 3.11, seed 1: mean reward of 400 held-out answers 0.014 → 0.295, usable ones 53 → 70 %,
+exact fixes 25 → 12 % (see README, "Watch it learn").
 """
 
 from swerl_jax import config as config_lib
