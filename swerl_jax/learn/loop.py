@@ -121,6 +121,7 @@ class Loop:
         self._metrics = MetricsLog(directory, tensorboard)
         self._rollouts = RolloutLog(directory) if log_rollouts else None
         self._evaluations = RolloutLog(directory, EVALUATIONS_NAME)
+        self._owner = 0  # index of the phase whose optimiser the state has
         self._skipped = 0
         self._saved_step = -1
         self._unlogged: dict[str, Any] | None = None  # metrics of the last finished step, while its line is not written
@@ -143,7 +144,8 @@ class Loop:
                 log.rewind(-1 if step is None else step)
         if step is None:
             return None
-        abstract = self._phase(max(step - 1, 0))[0].learner.abstract  # of the phase that took the step
+        self._owner = self._checkpoints.host(step)["owner"]
+        abstract = self.phases[self._owner].learner.abstract
         arrays, host = self._checkpoints.restore(step, to_arrays(abstract))
         for i, phase in enumerate(self.phases):
             phase.loader.restore(host["loaders"][i])
@@ -161,9 +163,10 @@ class Loop:
         try:
             self._begin(state, step)
             while step < self.total:
-                phase, is_begun = self._phase(step)
-                if not is_begun:
-                    state = phase.learner.begin(state.params)
+                index = self._phase_index(step)
+                phase = self.phases[index]
+                if index != self._owner:
+                    state, self._owner = phase.learner.begin(state.params), index
                 self._stop.poll()
                 state, metrics, rows = self._step(phase, state, step)
                 step += 1
@@ -180,11 +183,11 @@ class Loop:
             self._stop.saved()
         return state
 
-    def _phase(self, step: int) -> tuple[Phase, bool]:
-        """(the phase that takes the step after `step` finished ones, whether it has taken one before)."""
-        for phase in self.phases:
+    def _phase_index(self, step: int) -> int:
+        """Which phase takes the step after `step` finished ones."""
+        for index, phase in enumerate(self.phases):
             if step < phase.steps:
-                return phase, step > 0
+                return index
             step -= phase.steps
         raise AssertionError("no step is left")
 
@@ -250,8 +253,8 @@ class Loop:
     def _save(self, state: State, step: int) -> None:
         if step == self._saved_step:
             return
-        host = {"step": step, "loaders": [phase.loader.state() for phase in self.phases], "skipped": self._skipped,
-                "unlogged": json.dumps(self._unlogged)}
+        host = {"step": step, "owner": self._owner, "loaders": [phase.loader.state() for phase in self.phases],
+                "skipped": self._skipped, "unlogged": json.dumps(self._unlogged)}
         self._checkpoints.save(step, to_arrays(state), host)
         self._saved_step = step
 
