@@ -36,7 +36,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.distractor_files": (0, "further files shown that need no change [files]"),
     "tasks.is_renamed": (True, "rename identifiers at random, so that copying must be learnt"),
     # -- text ----------------------------------------------------------------------------------------------------
-    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME, or train:VOCABULARY (sentencepiece, on the tasks)"),
+    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME, hf:DIR, or train:VOCABULARY (sentencepiece)"),
     "chat": ("llama3", "chat template: llama3 or compact; paper: Llama 3 headers"),
     "prompt.style": ("swe_rl", "instructions: swe_rl (the paper's structure) or compact (issue and files only)"),
     "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
@@ -114,7 +114,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "eval.samples": (1, "answers an example"),
     "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
     "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
-    "eval.checkpoint": ("", "task eval, sample and export: directory of a run or of its checkpoints"),
+    "eval.checkpoint": ("", "task eval, sample and export: embedded:NAME, hf:DIR, or the directory of a run"),
     "eval.output": ("", "task eval: where the answers go (JSONL); empty: not written"),
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoint.every_steps": (50, "a checkpoint every so many steps, and at the end"),

@@ -152,7 +152,8 @@ def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) 
         # Seeded with a text, which hashes the same in every process.
         rng = random.Random(f"{spec.seed}/{split}/{attempt}")
         task = _task(spec, corpus, functions, rng, used)
-        digest = hashlib.sha256(repr((list(task.files.values()), list(task.oracle.values()))).encode()).digest() if task else b""
+        texts = [*task.files.values(), *task.oracle.values()] if task else []
+        digest = hashlib.sha256(repr(texts).encode()).digest()
         if task and digest not in seen:
             used[task.meta["operator"]] += 1
             last = attempt

@@ -8,7 +8,7 @@ from typing import Any
 
 from swerl_jax.data.atomic_file import write_atomically
 from swerl_jax.data.records import Example
-from swerl_jax.env.reward import RewardSpec, make_reward
+from swerl_jax.env.reward import PAPER, RewardSpec, make_reward
 from swerl_jax.learn import baselines
 from swerl_jax.learn.answer import diff
 from swerl_jax.learn.curves import plot_rewards
@@ -29,7 +29,7 @@ def write(directory: pathlib.Path, phases: Sequence[tuple[str, int]], reward: Re
 
     Args:
       phases: (name, steps) in order.
-      reward: of the run, for the answers that need no learning.
+      reward: of the run; the answers that need no learning are search/replace edits, so only that reward judges them.
       colour: of what is returned; files are plain.
 
     Returns:
@@ -40,7 +40,8 @@ def write(directory: pathlib.Path, phases: Sequence[tuple[str, int]], reward: Re
     results = {label: _results(rows) for label, rows in rows_of.items()}
     change = (labels[0], labels[-1]) if len(labels) > 1 else None
     first = rows_of[labels[0]]
-    results |= baselines.results([_example(rows[0]) for rows in _by_example(first).values()], make_reward(reward))
+    if reward.name == PAPER.name:
+        results |= baselines.results([_example(rows[0]) for rows in _by_example(first).values()], make_reward(reward))
     write_atomically(directory / TABLE_NAME, evaluation_table(results, change=change, markdown=True))
     plot_rewards(directory / METRICS_NAME, directory / PICTURE_NAME)
     improved = _improved(first, rows_of[labels[-1]])
