@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "data.operators": "data.syntax",
     "data.symptoms": "data.syntax",
     "data.rename": "data.syntax",
-    "data.drills": "data.records data.rename",
+    "data.drills": "data.records data.rename data.symptoms",
     "data.mutate": "data.syntax data.operators data.symptoms",
-    "data.stdlib": "data.syntax data.mutate data.rename",
+    "data.pieces": "data.syntax",
+    "data.stdlib": "data.syntax data.mutate data.pieces",
     "data.tasks": "data.*",
     # env/: text; it knows the nouns and itself
     "env.matching": "",

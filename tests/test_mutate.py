@@ -9,9 +9,8 @@ import textwrap
 import pytest
 from hypothesis import given, settings, strategies
 
-from swerl_jax.data import mutate, rename
+from swerl_jax.data import mutate, rename, symptoms
 from swerl_jax.data.operators import OPERATORS
-from swerl_jax.data.symptoms import describe
 from swerl_jax.data.syntax import parse_function
 
 # Operator, a line of code, and every line that the operator may turn it into.
@@ -104,7 +103,7 @@ def test_the_least_used_operator_is_taken():
 
 def test_the_issue_leaves_out_what_the_repair_brings_back():
     for seed in range(20):
-        assert "secret" not in describe(random.Random(seed), "wrong_variable", "f", "a.secret", "secret")
+        assert "secret" not in symptoms.describe(random.Random(seed), "wrong_variable", "f", "a.secret", "secret")
 
 
 def _library_functions():
@@ -181,6 +180,25 @@ def test_private_renaming_keeps_the_signature():
     new, names = rename.rename(source, (2, 4), random.Random(1), is_public=False)
     assert set(names) == {"b"}
     assert new == source.replace("b = a", f"{names['b']} = a").replace("return b", f"return {names['b']}")
+
+
+def test_attributes_of_self_are_renamed_where_the_class_is_not_in_view():
+    source = "def f(self, a):\n    self.x = a.x\n    self._y(self.x)\n    return self.__z, f'{self.w}', self.w\n"
+    new, names = rename.rename(source, (1, 4), random.Random(2))
+    assert set(names) == {"f", "a", ".x", "._y"} and names["._y"].startswith("._")
+    x, y, a = names[".x"], names["._y"], names["a"]
+    assert new == (f"def {names['f']}(self, {a}):\n    self{x} = {a}.x\n    self{y}(self{x})\n"
+                   "    return self.__z, f'{self.w}', self.w\n")
+    assert set(rename.rename(source, (1, 4), random.Random(2), is_public=False)[1]) == set()
+
+
+@pytest.mark.parametrize("before, after, issue", [
+    ("a\n    b\nc\n", "a\n    d\nc\n", {"It says `b` where it must say `d`.", "Write `d` instead of `b`."}),
+    ("a\nc\n", "a\n  b\nc\n", {"`b` is missing after `a`.", "Add `b` after `a`."}),
+    ("a\n  b\nc\n", "a\nc\n", {"`b` must not be there.", "Remove `b`."}),
+])
+def test_a_told_repair_quotes_the_lines_that_change(before, after, issue):
+    assert {symptoms.tell(random.Random(seed), before, after) for seed in range(20)} == issue
 
 
 def test_positions_count_bytes_and_real_lines():

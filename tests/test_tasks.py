@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from swerl_jax.data import shards, stdlib, tasks
+from swerl_jax.data import pieces, shards, stdlib, tasks
 
 # Small modules only: the scan takes a fraction of a second.
 SMALL = tasks.TaskSpec(train_count=120, held_out_count=40, max_module_bytes=12_000)
@@ -201,6 +201,56 @@ def test_drills_tell_the_whole_change_and_come_first(tmp_path):
     paths = tasks.make_tasks(spec, tmp_path)
     assert [e.id[:5] for e in shards.open_examples(paths.train)] == ["drill"] * 300 + ["train"] * 3
     assert [e.id for e in shards.open_examples(paths.held_out)] == ["held_out-000000"]
+
+
+LONG = '''\
+@deco
+def long(a,
+         b=1):
+    """Doc."""
+    c = a
+    d = b; e = d
+    if c:
+        d = """
+  flush left"""
+        while d:
+            for f in e:
+                break
+        return c + d + "a text that is much too long to fit in the piece with other statements"
+    else:
+        e = 2
+
+    return d
+'''
+
+
+def test_long_functions_are_cut_into_runs_of_statements():
+    head = "def long(a,\n         b=1):\n"
+    inner = "    while d:\n        for f in e:\n            break\n"
+    assert list(pieces.pieces(LONG, 90)) == [
+        head + "    c = a\n    d = b; e = d\n", head + inner, head + "    e = 2\n", head + "    return d\n"]
+    assert list(pieces.pieces(LONG, 41)) == [
+        head + "    c = a\n", head + "    e = 2\n", head + "    return d\n"]
+    assert not list(pieces.pieces("def one(): a = 1; b = 2\n", 20))
+
+
+def test_pieces_and_told_repairs_are_for_training_alone():
+    spec = dataclasses.replace(SMALL, max_function_bytes=240, is_cut=True, told_share=0.5)
+    corpus, whole = tasks.scan(spec), tasks.scan(dataclasses.replace(spec, is_cut=False))
+    assert len(corpus.of(stdlib.TRAIN)) > 2 * len(whole.of(stdlib.TRAIN))
+    assert {f.shape for f in corpus.of(stdlib.HELD_OUT)} == (
+        {f.shape for f in whole.of(stdlib.HELD_OUT)} - {f.shape for f in corpus.of(stdlib.TRAIN)})
+
+    def is_told(example):
+        pattern = "It says|Write|Add|Remove|`.*` (is missing after|must not)"
+        return re.match(pattern, example.issue, re.DOTALL) is not None
+
+    train, held_out = (list(tasks.iter_tasks(spec, split, corpus)) for split in stdlib.SPLITS)
+    assert 35 <= sum(map(is_told, train)) <= 85 and not any(map(is_told, held_out))
+    with pytest.raises(ValueError, match="told_share is 2"):
+        dataclasses.replace(spec, told_share=2)
+    with pytest.raises(ValueError, match="is_cut needs"):
+        dataclasses.replace(spec, scope=tasks.MODULE)
 
 
 def test_asking_for_too_much_is_an_error():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from swerl_jax.data import rename
+from swerl_jax.data import rename, symptoms
 from swerl_jax.data.records import Example
 
 # {v} variables, {f} functions, {a} attributes, {w} words in a text, {n} numbers: drawn for every drill and slot anew.
@@ -27,7 +27,6 @@ _ENDS = ("return {v}", "return {f}({v})", "return {v}.{a}", "raise {e}('{w} {w}'
 _COMPARISONS = ("==", "!=", "<", ">", "<=", ">=", "in")
 _ERRORS = ("ValueError", "TypeError", "KeyError", "OSError", "IndexError", "RuntimeError")
 _RENAMED = ("Rename `{old}` to `{new}`.", "`{old}` must be called `{new}`.")
-_REPLACED = ("It says `{old}` where it must say `{new}`.", "Write `{new}` instead of `{old}`.")
 MAX_STATEMENTS = 6
 
 
@@ -65,8 +64,8 @@ def _replace(rng: random.Random, lines: list[str], names: list[str], unused: str
     old = new = lines[at].strip()
     while new == old:
         new = _filled(rng, rng.choice(_BLOCKS if old.endswith(":") else _STATEMENTS), [*names, unused])
-    issue = rng.choice(_REPLACED).format(old=old, new=new)
-    return issue, [*lines[:at], lines[at].replace(old, new), *lines[at + 1:]]
+    fixed = [*lines[:at], lines[at].replace(old, new), *lines[at + 1:]]
+    return symptoms.tell(rng, "\n".join(lines), "\n".join(fixed)), fixed
 
 
 def _filled(rng: random.Random, template: str, names: list[str]) -> str:

@@ -50,10 +50,11 @@ def rename(
       source: a whole Python file.
       span: first and last line of the function, 1-based, decorators included.
       rng: decides the names.
-      is_public: rename the function and its parameters too; right only where no caller is in view.
+      is_public: rename the function, its parameters and the attributes of `self` and `cls` too; right only where
+        neither a caller nor the class is in view.
 
     Returns:
-      The file with the new names, and old name → new name.
+      The file with the new names, and old name → new name; an attribute's names begin with a dot.
     """
     function = parse_function(source, span)
     fixed = _fixed_names(function.node)
@@ -70,6 +71,8 @@ def rename(
         mapping[function.node.name] = edits[0].text
     else:
         edits = []
+    if is_public:
+        mapping |= _attribute_names(function, rng)
     return function.apply(*edits, *_uses(function, mapping)), mapping
 
 
@@ -98,6 +101,30 @@ def _uses(function: Function, mapping: dict[str, str]) -> Iterator[Edit]:
         if name in mapping:
             start = function.start(node)
             yield Edit(start, start + len(name), mapping[name])
+        elif isinstance(node, ast.Attribute) and _is_own(node) and f".{node.attr}" in mapping:
+            end = function.end(node)
+            yield Edit(end - len(node.attr), end, mapping[f".{node.attr}"][1:])
+
+
+def _attribute_names(function: Function, rng: random.Random) -> dict[str, str]:
+    """Returns new names for the attributes of `self` and `cls`, each with a dot; those that are called get a verb."""
+    nodes = list(ast.walk(function.node))
+    called = {node.func.attr for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    kept = {part.attr for node in nodes if isinstance(node, ast.JoinedStr)
+            for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+    found = dict.fromkeys(node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_own(node))
+    mapping: dict[str, str] = {}
+    taken = _RESERVED | kept
+    for name in found:
+        if name not in kept and name.isascii() and not name.startswith("__"):
+            fresh = _fresh(rng, _VERBS if name in called else _NOUNS, _NOUNS, taken)
+            taken = taken | {fresh}
+            mapping[f".{name}"] = f".{'_' * name.startswith('_')}{fresh}"
+    return mapping
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
 
 def _rename_definition(function: Function, new: str) -> Edit:

@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Iterator
 
 from swerl_jax.data.mutate import normalised
+from swerl_jax.data.pieces import pieces
 from swerl_jax.data.syntax import dedent, parse_quietly, without_docstring
 
 TRAIN = "train"
@@ -29,7 +30,7 @@ _EXCLUDED = frozenset({
     "pydoc_data", "lib-dynload", "__phello__", "_sysconfigdata",
 })
 _EXCLUDED_FILE = re.compile(r"(^test_|_test\.py$|^_sysconfigdata|^__phello__)")
-_IDENTIFIERS = re.compile(r"\b(id|arg|name)='[^']*'")
+_IDENTIFIERS = re.compile(r"\b(id|arg|name|attr)='[^']*'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,10 @@ class StdlibFunction:
     Attributes:
       path: of its module below the library, with "/".
       name: dotted, within the module.
-      span: first and last line in the module, 1-based, decorators included.
+      span: first and last line in the module, 1-based, decorators included; of a piece, those of the whole function.
       text: the function alone, without indentation, ending in a newline.
-      shape: digest of its syntax tree with variables, parameters and function names made equal, docstring left out.
+      shape: digest of its syntax tree with variables, parameters, attributes and function names made equal, docstring
+        left out.
       split: TRAIN or HELD_OUT, by the module's top-level name.
     """
 
@@ -72,6 +74,7 @@ def scan(
     max_module_bytes: int,
     *,
     are_modules_shown: bool = True,
+    are_cut: bool = False,
     root: pathlib.Path | None = None,
 ) -> Corpus:
     """Reads the library and keeps the ASCII functions within the bounds.
@@ -81,6 +84,7 @@ def scan(
       min_statements: at least so many, nested ones counted, the docstring not.
       max_module_bytes: larger modules are left out.
       are_modules_shown: tasks show whole modules, so that functions beyond the bounds count as training ones too.
+      are_cut: training functions above `max_bytes` are cut into pieces within the bounds, see `pieces`.
       root: the library's directory; by default this interpreter's.
 
     Returns:
@@ -94,13 +98,15 @@ def scan(
     trained: set[bytes] = set()
     for path, source in modules.items():
         split = split_of(path)
-        for name, node, span, text in _functions(source):
-            is_within = min_bytes <= len(text) <= max_bytes and _statements(node) >= min_statements
-            shape = _shape(node) if is_within or (are_modules_shown and split == TRAIN) else b""
-            if is_within and _stands_alone(text):
-                kept.append(StdlibFunction(path, name, span, text, shape, split))
-            if shape and split == TRAIN:
-                trained.add(shape)
+        for name, whole, span, text in _functions(source):
+            is_long = are_cut and split == TRAIN and len(text) > max_bytes
+            for node, part in _pieces(text, max_bytes) if is_long else [(whole, text)]:
+                is_within = min_bytes <= len(part) <= max_bytes and _statements(node) >= min_statements
+                shape = _shape(node) if is_within or (are_modules_shown and split == TRAIN) else b""
+                if is_within and _stands_alone(part):
+                    kept.append(StdlibFunction(path, name, span, part, shape, split))
+                if shape and split == TRAIN:
+                    trained.add(shape)
     return Corpus(tuple(each for each in kept if each.split == TRAIN or each.shape not in trained), modules)
 
 
@@ -147,6 +153,11 @@ def _definitions(
             yield from _definitions(child, f"{prefix}{child.name}.")
         elif isinstance(child, ast.stmt):
             yield from _definitions(child, prefix)
+
+
+def _pieces(text: str, max_bytes: int) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    for piece in pieces(text, max_bytes) if _stands_alone(text) else ():
+        yield parse_quietly(piece).body[0], piece
 
 
 def _stands_alone(text: str) -> bool:

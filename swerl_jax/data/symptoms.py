@@ -1,10 +1,11 @@
-"""What a user would report about an injected bug: where it shows and how, never the line that repairs it.
+"""What a user would report about an injected bug: where it shows and how; the repair is either hidden or told whole.
 
 On the path: mutation → here → the issue of an Example.
 """
 
 from __future__ import annotations
 
+import difflib
 import random
 import re
 
@@ -110,6 +111,10 @@ _TEXTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+_REPLACED = ("It says `{old}` where it must say `{new}`.", "Write `{new}` instead of `{old}`.")
+_INSERTED = ("`{new}` is missing after `{old}`.", "Add `{new}` after `{old}`.")
+_DELETED = ("`{old}` must not be there.", "Remove `{old}`.")
+
 
 def describe(rng: random.Random, operator: str, name: str, subject: str, removed: str) -> str:
     """Words an issue.
@@ -126,3 +131,25 @@ def describe(rng: random.Random, operator: str, name: str, subject: str, removed
     leaks = bool(quoted) and re.search(rf"(?<!\w){quoted}(?!\w)", subject) is not None
     texts = about if about and subject and not leaks else plain
     return rng.choice(texts).format(name=name, subject=subject)
+
+
+def tell(rng: random.Random, before: str, after: str) -> str:
+    """Words an issue that gives the whole repair away: the lines that change, without indentation.
+
+    Args:
+      rng: picks the wording.
+      before, after: two texts that differ; the first line of all stays.
+    """
+    old, new = before.splitlines(), after.splitlines()
+    told = []
+    for kind, start, end, new_start, new_end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        texts = {"replace": _REPLACED, "insert": _INSERTED, "delete": _DELETED}[kind]
+        shown = old[start - 1:start] if kind == "insert" else old[start:end]
+        told.append(rng.choice(texts).format(old=_joined(shown), new=_joined(new[new_start:new_end])))
+    return " ".join(told)
+
+
+def _joined(lines: list[str]) -> str:
+    return "\n".join(line.strip() for line in lines)

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from swerl_jax.data import atomic_file, drills, mutate, operators, rename, stdlib, symptoms, syntax
+from swerl_jax.data import atomic_file, drills, mutate, operators, pieces, rename, stdlib, symptoms, syntax
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import write_examples
 
@@ -42,6 +42,8 @@ class TaskSpec:
       max_module_bytes: modules above it are left out.
       distractor_files: further files of the same scope from the same split, shown and not to be changed.
       drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
+      told_share: 0 … 1: of the training tasks, those whose issue gives the repair away.
+      is_cut: training functions above `max_function_bytes` give pieces within the bounds, see `pieces`; with FUNCTION.
       is_renamed: give local variables other names each time, and, if it stands alone, the function, its parameters and
         the file as well; without it the number of different tasks is limited.
     """
@@ -57,6 +59,8 @@ class TaskSpec:
     distractor_files: int = 0
     is_renamed: bool = True
     drill_count: int = 0
+    told_share: float = 0.0
+    is_cut: bool = False
 
     def __post_init__(self):
         if self.scope not in (FUNCTION, MODULE):
@@ -64,6 +68,10 @@ class TaskSpec:
         if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
+        if not 0 <= self.told_share <= 1:
+            raise ValueError(f"told_share is {self.told_share}; needed is 0 to 1")
+        if self.is_cut and self.scope == MODULE:
+            raise ValueError(f"is_cut needs scope {FUNCTION!r}; a module is shown whole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +181,7 @@ def iter_drills(spec: TaskSpec) -> Iterator[Example]:
 def scan(spec: TaskSpec) -> stdlib.Corpus:
     """Returns the functions of the library within the bounds of `spec`."""
     bounds = (spec.min_function_bytes, spec.max_function_bytes, spec.min_statements, spec.max_module_bytes)
-    return stdlib.scan(*bounds, are_modules_shown=spec.scope == MODULE)
+    return stdlib.scan(*bounds, are_modules_shown=spec.scope == MODULE, are_cut=spec.is_cut)
 
 
 def _task(
@@ -196,11 +204,12 @@ def _task(
     names = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
     files = [(names[path], text) for path, text in texts]
     rng.shuffle(files)
+    is_told = function.split == stdlib.TRAIN and rng.random() < spec.told_share
     return Example(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=bug.issue,
+        issue=symptoms.tell(rng, bug.text, source) if is_told else bug.issue,
         files=dict(files),
         oracle={names[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
@@ -234,7 +243,7 @@ def _distractors(
 def _identity(spec: TaskSpec) -> dict[str, Any]:
     """Returns all that decides what the tasks are."""
     digest = hashlib.sha256()
-    for module in (drills, mutate, operators, rename, stdlib, symptoms, syntax):
+    for module in (drills, mutate, operators, pieces, rename, stdlib, symptoms, syntax):
         digest.update(pathlib.Path(module.__file__).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
     return {"spec": dataclasses.asdict(spec), "python": platform.python_version(), "generator": digest.hexdigest()}
