@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swerl_jax.policy.arch import Arch, RopeScaling
+from swerl_jax.policy.arch import Arch, Llama3Scaling
 from swerl_jax.policy.llama import Llama
 from swerl_jax.policy.mesh import make_mesh
 
 # Odd sizes; positions beyond 16 fall into every regime of the frequency scaling.
 SMALL = Arch(V=61, D=32, L=2, N=4, K=2, H=16, F=48, rope_theta=1000.0,
-             rope_scaling=RopeScaling(factor=4.0, low=1.0, high=4.0, original_context=64))
+             rope_scaling=Llama3Scaling(factor=4.0, low=1.0, high=4.0, original_context=64))
 
 
 def one_device():

@@ -9,7 +9,7 @@ import pytest
 import reference_llama as reference
 
 from swerl_jax.policy import llama
-from swerl_jax.policy.arch import ARCHS, Arch, RopeScaling
+from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling
 
 MULTI_HEAD = dataclasses.replace(reference.SMALL, K=4, is_tied=True, rope_scaling=None)
 ONE_KEY = dataclasses.replace(reference.SMALL, K=1, L=3, V=50)
@@ -49,7 +49,7 @@ def test_a_loop_over_layers_and_every_remat_give_the_scans_numbers():
 
 
 def test_frequencies_of_llama_31():
-    got = np.asarray(llama.inverse_frequencies(128, 500_000.0, RopeScaling(8.0, 1.0, 4.0, 8192)))
+    got = np.asarray(llama.inverse_frequencies(128, 500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192)))
     # Pair 0 turns once in 2π < 8192/4 positions: kept. Pair 63: 2π·500000^(126/128) ≈ 2.6e6 > 8192: divided by 8.
     assert got[0] == 1.0
     assert got[63] == pytest.approx(500_000 ** (-126 / 128) / 8, rel=1e-6)

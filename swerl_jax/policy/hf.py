@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from swerl_jax.policy.arch import Arch, RopeScaling
+from swerl_jax.policy.arch import Arch, Llama3Scaling
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 DTYPES = ("float32", "float16")  # that files may hold
@@ -52,7 +52,7 @@ def read_arch(directory: str | os.PathLike[str]) -> Arch:
             wrong.append(f"rope_scaling is {scaling!r}; supported are none and the rope_type 'llama3'")
         if wrong:
             raise ValueError("; ".join(wrong))
-        rope = RopeScaling(**{ours: scaling[key] for ours, key in _SCALING.items()}) if scaling else None
+        rope = Llama3Scaling(**{ours: scaling[key] for ours, key in _SCALING.items()}) if scaling else None
         return Arch(**sizes, H=head, is_tied=found.get("tie_word_embeddings", False), rope_theta=found["rope_theta"],
                     rope_scaling=rope, norm_epsilon=found["rms_norm_eps"])
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Llama 3 in Flax NNX: one set of layers that learns, prefills and decodes.
+"""Llama 3 and its kin (Qwen2.5, Qwen3) in Flax NNX: one set of layers that learns, prefills and decodes.
 
 The model is a pytree: `jax.jit`, `jax.grad` and optax take it as it is. Its layers are stacked along a leading axis L
 and scanned, so that eighty layers trace as one; an engine may unstack them. What differs between learning, prefilling
@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from swerl_jax.policy import mesh as mesh_lib
-from swerl_jax.policy.arch import Arch, RopeScaling
+from swerl_jax.policy.arch import Arch, Llama3Scaling, YarnScaling
 from swerl_jax.policy.attention import ATTENTION_NAME
 
 # Parameter → the letters of its axes (x: 2 for gate/up; y: G + 2, the query heads of a key head, its key, its value).
 LAYER_AXES = {
     "attention_norm": "L D", "qkv": "L D K y H", "out": "L K G H D",
     "mlp_norm": "L D", "gate_up": "L D x F", "down": "L F D",
+    "qkv_bias": "L K y H", "query_norm": "L H", "key_norm": "L H",  # where the arch has them
 }
 TOP_AXES = {"embed": "V D", "final_norm": "D", "head": "V D"}
 
@@ -52,6 +53,10 @@ def _ones(axes: str, shape: tuple[int, ...], dtype: Any) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, dtype), out_sharding=_partition(axes))
 
 
+def _zeros(axes: str, shape: tuple[int, ...], dtype: Any) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape, dtype), out_sharding=_partition(axes))
+
+
 def _partition(axes: str) -> tuple[Any, ...]:
     return tuple(mesh_lib.spec(axes, mesh_lib.LEARNER_RULES))
 
@@ -69,6 +74,9 @@ class Layers(nnx.Module):
         self.mlp_norm = _ones("L D", (L, D), dtype)
         self.gate_up = _normal(keys[2], LAYER_AXES["gate_up"], (L, D, 2, F), D**-0.5, dtype)
         self.down = _normal(keys[3], LAYER_AXES["down"], (L, F, D), narrow * F**-0.5, dtype)
+        self.qkv_bias = _zeros(LAYER_AXES["qkv_bias"], (L, K, G + 2, H), dtype) if arch.has_qkv_bias else None
+        self.query_norm = _ones(LAYER_AXES["query_norm"], (L, H), dtype) if arch.has_qk_norm else None
+        self.key_norm = _ones(LAYER_AXES["key_norm"], (L, H), dtype) if arch.has_qk_norm else None
 
 
 class Llama(nnx.Module):
@@ -99,19 +107,33 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (wide * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
 
-def inverse_frequencies(H: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Radians per position of each of the H/2 rotated pairs, float32 [H/2] (see RopeScaling)."""
+def inverse_frequencies(H: int, theta: float, scaling: Llama3Scaling | YarnScaling | None) -> jax.Array:
+    """Radians per position of each of the H/2 rotated pairs, float32 [H/2] (see Llama3Scaling, YarnScaling)."""
     frequency = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
-    if scaling is None:
-        return frequency
-    turns = scaling.original_context * frequency / (2 * math.pi)
-    keep = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    match scaling:
+        case None:
+            return frequency
+        case Llama3Scaling():
+            turns = scaling.original_context * frequency / (2 * math.pi)
+            keep = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+        case YarnScaling():
+            first, last = (_pair_that_turns(turns, H, theta, scaling) for turns in (scaling.fast, scaling.slow))
+            first, last = max(math.floor(first), 0), min(math.ceil(last), H - 1)
+            keep = 1 - jnp.clip((jnp.arange(H // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
     return frequency * keep + frequency / scaling.factor * (1 - keep)
 
 
+def _pair_that_turns(turns: float, H: int, theta: float, scaling: YarnScaling) -> float:
+    """The pair, as a fraction, that turns so many times in the original context."""
+    return H * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
 def rotary(position: jax.Array, arch: Arch) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin), float32 [.. H/2], for int32 positions [..]."""
+    """(cos, sin), float32 [.. H/2], for int32 positions [..]; with YaRN, times its factor."""
     angle = position[..., None].astype(jnp.float32) * inverse_frequencies(arch.H, arch.rope_theta, arch.rope_scaling)
+    if isinstance(arch.rope_scaling, YarnScaling):
+        size = 0.1 * math.log(arch.rope_scaling.factor) + 1
+        return size * jnp.cos(angle), size * jnp.sin(angle)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -152,8 +174,13 @@ def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Ar
     dtype = x.dtype
     h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
     qkv = product(h, layer.qkv[...].astype(dtype))
+    if layer.qkv_bias is not None:
+        qkv = qkv + layer.qkv_bias[...].astype(dtype)
     # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
     turning, v = jax.lax.split(qkv, (arch.G + 1, 1), axis=qkv.ndim - 2)
+    if layer.query_norm is not None:
+        scale = jnp.stack([layer.query_norm[...]] * arch.G + [layer.key_norm[...]])
+        turning = rms_norm(turning, scale, arch.norm_epsilon)
     turned = rotate(turning, cos[..., None, None, :], sin[..., None, None, :])
     q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
     o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
