@@ -26,10 +26,12 @@ setuptools.setup(
         "absl-py>=2.1",
         "cydifflib>=1.2",
         "flax>=0.12",
+        "fsspec>=2024.6",
         "grain>=0.2.16",
         "jax>=0.10.2",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
+        "ml_dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
@@ -43,6 +45,7 @@ setuptools.setup(
     extras_require={
         "test": ["hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0"],
         "tpu": ["jax[tpu]>=0.10.2"],
+        "gcs": ["gcsfs>=2024.6"],
         "gpu": ["jax[cuda12]>=0.10.2"],
     },
 )

@@ -28,12 +28,12 @@ from swerl_jax.env.tokenizer import Tokenizer, load_tokenizer, train_sentencepie
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
-from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, params_from_host, to_arrays
+from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
-from swerl_jax.policy import hf, mesh as mesh_lib
+from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
 from swerl_jax.policy.arch import ARCHS, Arch
 from swerl_jax.policy.engine import Engine, EngineSettings
 from swerl_jax.policy.llama import Llama
@@ -304,11 +304,12 @@ def load_params(spec: str, learner: Learner) -> Llama:
         arrays, _ = checkpoints.restore(checkpoints.newest, wanted, is_part=True)  # whatever optimiser there was
         return from_arrays(dataclasses.replace(learner.abstract, step=None, opt=None), arrays).params
     found, wanted = (dataclasses.asdict(one) for one in (hf.read_arch(directory), learner.arch))
-    other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted
+             if found[name] != wanted[name] and name != "context"]
     if other:
         raise ValueError(f"{spec} has other sizes than the configured model: {'; '.join(other)}; set model.arch and "
                          "tokenizer to its own")
-    return params_from_host(learner.abstract, hf.read_params(directory, learner.arch))
+    return hf_weights.load(directory, learner.arch, learner.abstract.params)
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],

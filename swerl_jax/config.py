@@ -133,7 +133,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "sample.files": ("", "paths of the files shown, separated by commas"),
     "sample.temperature": (0.0, "0 is greedy"),
     # -- task export -----------------------------------------------------------------------------------------------------
-    "export.dtype": ("float32", "of the written parameters: float32 or float16"),
+    "export.dtype": ("float32", "of the written parameters: float32, bfloat16 or float16"),
 }
 
 
@@ -198,7 +198,7 @@ class _Rule:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("train", "score", "eval", "sample", "export"),
-    "export.dtype": ("float32", "float16"),
+    "export.dtype": ("float32", "bfloat16", "float16"),
     "data.on_malformed": ("stop", "skip"),
     "on_malformed": ("stop", "skip"),
     "tasks.scope": ("function", "module"),

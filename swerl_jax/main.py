@@ -11,6 +11,7 @@ import json
 import pathlib
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -176,14 +177,16 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         config = _with_run(config)
         kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
         from swerl_jax import assemble
-        from swerl_jax.learn.learner import params_to_host
-        from swerl_jax.policy import hf
+        from swerl_jax.policy import hf, hf_weights
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
         params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         partial = output.with_name(output.name + ".partial")
-        hf.write(partial, arch, params_to_host(params), dtype)
+        shutil.rmtree(partial, ignore_errors=True)  # of an export that was cut off
+        partial.mkdir(parents=True)
+        hf_weights.write(partial, arch, params, dtype)
+        (partial / hf.CONFIG_NAME).write_text(json.dumps(hf.config(arch, dtype), indent=2) + "\n", encoding="utf-8")
         text.tokenizer.save(partial)
         write_atomically(partial / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
         partial.rename(output)  # a reader sees a whole directory or none
@@ -244,13 +247,13 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     path = _run_directory(config) / CONFIG_NAME
     model = shipped.find(config.eval.checkpoint)
     if model is not None:
-        path = model / shipped.SETTINGS_NAME
+        path = pathlib.Path(model, shipped.SETTINGS_NAME)
     elif not pathlib.Path(config.eval.checkpoint).is_dir():
         raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
     if not path.exists():
         return config
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-    if model is not None and (model / shipped.TOKENIZER_NAME).exists():
+    if model is not None and pathlib.Path(model, shipped.TOKENIZER_NAME).exists():
         saved["tokenizer"] = config.eval.checkpoint
     plain = dict(config_lib.flat(config_lib.default()))
     said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
@@ -263,7 +266,7 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    given = shipped.find(config.eval.checkpoint) or pathlib.Path(config.eval.checkpoint)
+    given = pathlib.Path(shipped.find(config.eval.checkpoint) or config.eval.checkpoint)
     return given if (given / CONFIG_NAME).exists() else given.parent
 
 

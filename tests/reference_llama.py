@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swerl_jax.policy.arch import Arch, Llama3Scaling
+from swerl_jax.policy.arch import Arch, Llama3Scaling, YarnScaling
 from swerl_jax.policy.llama import Llama
 from swerl_jax.policy.mesh import make_mesh
 
@@ -41,8 +41,8 @@ def random_model(arch, seed=0, spread=0.18):
 
 def parameters(model, dtype=np.float64):
     """{name: array}, layers stacked."""
-    tree = {name: getattr(model.layers, name) for name in
-            ("attention_norm", "qkv", "out", "mlp_norm", "gate_up", "down")}
+    names = ("attention_norm", "qkv", "out", "mlp_norm", "gate_up", "down", "qkv_bias", "query_norm", "key_norm")
+    tree = {name: getattr(model.layers, name) for name in names if getattr(model.layers, name) is not None}
     tree |= {"embed": model.embed, "final_norm": model.final_norm}
     if model.head is not None:
         tree["head"] = model.head
@@ -55,7 +55,14 @@ def frequencies(arch):
     for i in range(arch.H // 2):
         frequency = arch.rope_theta ** (-2 * i / arch.H)
         scaling = arch.rope_scaling
-        if scaling is not None:
+        if isinstance(scaling, YarnScaling):
+            # The pair whose frequency turns it r times: theta^(-2i/H) · context = 2πr.
+            first, last = (arch.H / 2 * math.log(scaling.original_context / (2 * math.pi * r), arch.rope_theta)
+                           for r in (scaling.fast, scaling.slow))
+            first, last = max(0, math.floor(first)), min(arch.H - 1, math.ceil(last))
+            ramp = min(1, max(0, (i - first) / (last - first)))
+            frequency = (1 - ramp) * frequency + ramp * frequency / scaling.factor
+        elif scaling is not None:
             wavelength = 2 * math.pi / frequency
             if wavelength > scaling.original_context / scaling.low:
                 frequency = frequency / scaling.factor
@@ -73,6 +80,8 @@ def _norm(x, scale, epsilon, xp):
 def _rotated(x, arch, xp):
     """Pairs (i, i + H/2) as complex numbers, turned by position × frequency."""
     turn = np.exp(1j * np.arange(x.shape[0])[:, None] * frequencies(arch))
+    if isinstance(arch.rope_scaling, YarnScaling):
+        turn = turn * (1 + 0.1 * math.log(arch.rope_scaling.factor))
     z = (x[:, : arch.H // 2] + 1j * x[:, arch.H // 2:]) * turn
     return xp.concatenate([z.real, z.imag], -1)
 
@@ -82,15 +91,22 @@ def _softmax(x, xp):
     return weight / weight.sum(-1, keepdims=True)
 
 
-def _attention(h, qkv, out, arch, xp):
+def _attention(h, p, l, arch, xp):
+    def project(k, y):
+        x = h @ p["qkv"][l][:, k, y]
+        if "qkv_bias" in p:
+            x = x + p["qkv_bias"][l][k, y]
+        if "query_norm" in p and y <= arch.G:
+            x = _norm(x, p["key_norm" if y == arch.G else "query_norm"][l], arch.norm_epsilon, xp)
+        return x if y > arch.G else _rotated(x, arch, xp)
+
     hidden = ~np.tri(h.shape[0], dtype=bool)
     result = 0.0
     for k in range(arch.K):
-        key = _rotated(h @ qkv[:, k, arch.G], arch, xp)
-        value = h @ qkv[:, k, arch.G + 1]
+        key, value = project(k, arch.G), project(k, arch.G + 1)
         for g in range(arch.G):
-            scores = _rotated(h @ qkv[:, k, g], arch, xp) @ key.T / math.sqrt(arch.H)
-            result = result + _softmax(xp.where(hidden, -np.inf, scores), xp) @ value @ out[k, g]
+            scores = project(k, g) @ key.T / math.sqrt(arch.H)
+            result = result + _softmax(xp.where(hidden, -np.inf, scores), xp) @ value @ p["out"][l][k, g]
     return result
 
 
@@ -99,7 +115,7 @@ def logits(p, arch, ids, xp=np):
     x = p["embed"][ids]
     for l in range(arch.L):
         h = _norm(x, p["attention_norm"][l], arch.norm_epsilon, xp)
-        x = x + _attention(h, p["qkv"][l], p["out"][l], arch, xp)
+        x = x + _attention(h, p, l, arch, xp)
         h = _norm(x, p["mlp_norm"][l], arch.norm_epsilon, xp)
         gate, up = h @ p["gate_up"][l][:, 0], h @ p["gate_up"][l][:, 1]
         x = x + (gate / (1 + xp.exp(-gate)) * up) @ p["down"][l]

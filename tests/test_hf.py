@@ -2,36 +2,100 @@
 
 import dataclasses
 import json
+import math
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 import reference_llama as reference
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from swerl_jax.learn.learner import Learner, OptimizerSettings, params_from_host, params_to_host
+from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
-from swerl_jax.policy import hf
+from swerl_jax.policy import hf, hf_weights
+from swerl_jax.policy.arch import YarnScaling
+from swerl_jax.policy.mesh import make_mesh
 
-TIED = dataclasses.replace(reference.SMALL, is_tied=True, rope_scaling=None)
-ARCHS = {"tied": TIED, "untied": reference.SMALL}
+UNTIED = dataclasses.replace(reference.SMALL, V=62)  # so that two devices share it
+TIED = dataclasses.replace(UNTIED, is_tied=True, rope_scaling=None)
+QWEN25 = dataclasses.replace(UNTIED, has_qkv_bias=True, rope_scaling=YarnScaling(factor=2.0, original_context=32))
+QWEN3 = dataclasses.replace(TIED, has_qk_norm=True)
+ARCHS = {"tied": TIED, "untied": UNTIED, "biases": QWEN25, "norms": QWEN3}
+
+
+def write(directory, arch, model, dtype, max_file_bytes=10**9):
+    directory.mkdir(exist_ok=True)
+    hf_weights.write(directory, arch, model, dtype, max_file_bytes)
+    (directory / hf.CONFIG_NAME).write_text(json.dumps(hf.config(arch, dtype)))
+
+
+def load(directory, arch, sizes=None, dtype=np.float32):
+    """The arrays by name, from a model on as many devices as `sizes` asks for."""
+    mesh = make_mesh(sizes, jax.devices()[:math.prod((sizes or {"": 1}).values())])
+    learner = Learner(arch, mesh, OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"), param_dtype=dtype)
+    model = hf_weights.load(str(directory), arch, learner.abstract.params)
+    assert jax.tree.structure(model) == jax.tree.structure(learner.abstract.params)
+    for x, wanted in zip(jax.tree.leaves(model), jax.tree.leaves(learner.abstract.params), strict=True):
+        assert x.sharding.is_equivalent_to(wanted.sharding, x.ndim) and x.dtype == wanted.dtype
+    return reference.parameters(model, dtype)
 
 
 @pytest.fixture(params=ARCHS.values(), ids=ARCHS.keys())
 def saved(request, tmp_path):
     """(arch, our parameters, the directory)."""
-    params = params_to_host(reference.random_model(request.param))
-    hf.write(tmp_path / "model", request.param, params, "float32")
-    return request.param, params, tmp_path / "model"
+    model = reference.random_model(request.param)
+    write(tmp_path / "model", request.param, model, "float32")
+    return request.param, reference.parameters(model, np.float32), tmp_path / "model"
 
 
-def test_what_is_written_is_read(saved):
+@pytest.mark.parametrize("sizes", [{"fsdp": 1}, {"fsdp": 4, "tensor": 2}], ids=["one", "eight"])
+def test_what_is_written_is_read_onto_any_devices(saved, sizes):
     arch, params, directory = saved
-    assert hf.read_arch(directory) == arch
-    found = hf.read_params(directory, arch)
+    assert hf.read_arch(str(directory)) == arch
+    found = load(directory, arch, sizes)
     assert found.keys() == params.keys()
     for name, x in params.items():
         np.testing.assert_array_equal(found[name], x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_there_and_back_is_the_same_bytes_in_any_number_of_files(tmp_path, dtype):
+    arch, wanted = QWEN25, hf_weights.DTYPES[dtype]
+    write(tmp_path / "first", arch, reference.random_model(arch), dtype, max_file_bytes=20_000)
+    files = sorted(path.name for path in (tmp_path / "first").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    with jax.set_mesh(reference.one_device()):
+        abstract = Learner(arch, reference.one_device(), OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"),
+                           param_dtype=wanted).abstract.params
+    model = hf_weights.load(str(tmp_path / "first"), arch, abstract)
+    write(tmp_path / "second", arch, model, dtype)
+    theirs = {}
+    for name in files:
+        theirs |= load_tensors(tmp_path / "first" / name)
+    again = load_tensors(tmp_path / "second" / "model.safetensors")
+    assert theirs.keys() == again.keys()
+    for name, x in theirs.items():
+        assert x.dtype == wanted and x.tobytes() == again[name].tobytes(), name
+    assert json.loads((tmp_path / "first" / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == sum(
+        x.nbytes for x in theirs.values())
+
+
+def load_tensors(path):
+    """By the published library; it gives bfloat16 to numpy as ml_dtypes has it."""
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def test_remote_directories_are_read(tmp_path):
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "model") + "/", "/bucket/model/", recursive=True)
+    assert hf.read_arch("memory://bucket/model") == TIED
+    here, there = load(tmp_path / "model", TIED), load("memory://bucket/model", TIED)
+    for name, x in here.items():
+        np.testing.assert_array_equal(there[name], x)
 
 
 def test_a_linear_map_in_their_layout_is_ours(saved):
@@ -47,45 +111,43 @@ def test_a_linear_map_in_their_layout_is_ours(saved):
         for head in range(arch.N):
             key_head, place = divmod(head, arch.G)
             rows = slice(head * arch.H, (head + 1) * arch.H)
-            query = sum(x[d] * ours["layers/qkv"][i, d, key_head, place] for d in range(arch.D))
+            query = sum(x[d] * ours["qkv"][i, d, key_head, place] for d in range(arch.D))
             np.testing.assert_allclose(layer["self_attn.q_proj"][rows] @ x, query, rtol=1e-5, atol=1e-6)
-            out = sum(o[rows][h] * ours["layers/out"][i, key_head, place, h] for h in range(arch.H))
+            out = sum(o[rows][h] * ours["out"][i, key_head, place, h] for h in range(arch.H))
             np.testing.assert_allclose(layer["self_attn.o_proj"][:, rows] @ o[rows], out, rtol=1e-5, atol=1e-6)
         for head in range(arch.K):
             rows = slice(head * arch.H, (head + 1) * arch.H)
             for name, place in (("k", arch.G), ("v", arch.G + 1)):
-                expected = x @ ours["layers/qkv"][i, :, head, place]
+                expected = x @ ours["qkv"][i, :, head, place]
                 np.testing.assert_allclose(layer[f"self_attn.{name}_proj"][rows] @ x, expected, rtol=1e-5, atol=1e-6)
         for place, name in enumerate(("gate", "up")):
-            expected = x @ ours["layers/gate_up"][i, :, place]
+            expected = x @ ours["gate_up"][i, :, place]
             np.testing.assert_allclose(layer[f"mlp.{name}_proj"] @ x, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(layer["mlp.down_proj"] @ hidden, hidden @ ours["layers/down"][i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(layer["mlp.down_proj"] @ hidden, hidden @ ours["down"][i], rtol=1e-5, atol=1e-6)
 
 
-def test_parameters_go_to_the_devices_and_back(saved):
-    arch, params, _ = saved
-    learner = Learner(arch, reference.one_device(), OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"))
-    placed = params_from_host(learner.abstract, params)
-    assert jax.tree.structure(placed) == jax.tree.structure(learner.abstract.params)
-    for name, x in params_to_host(placed).items():
-        np.testing.assert_array_equal(x, params[name])
-
-
-def test_half_precision_is_rounded_and_never_overflows(saved, tmp_path):
-    arch, params, _ = saved
-    hf.write(tmp_path / "half", arch, params, "float16")
-    for name, x in hf.read_params(tmp_path / "half", arch).items():
+def test_half_precision_is_rounded_and_never_overflows(tmp_path):
+    model = reference.random_model(TIED)
+    params = reference.parameters(model, np.float32)
+    write(tmp_path / "half", TIED, model, "float16")
+    for name, x in load(tmp_path / "half", TIED).items():
         np.testing.assert_array_equal(x, params[name].astype(np.float16).astype(np.float32))
+    model.final_norm[...] = model.final_norm[...] + 1e6
     with pytest.raises(ValueError, match="model.norm.weight cannot be held in float16"):
-        hf.write(tmp_path / "over", arch, {**params, "final_norm": params["final_norm"] + 1e6}, "float16")
+        write(tmp_path / "over", TIED, model, "float16")
     with pytest.raises(ValueError, match="dtype is 'int8'"):
-        hf.write(tmp_path / "other", arch, params, "int8")
+        write(tmp_path / "other", TIED, model, "int8")
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"architectures": ["MixtralForCausalLM"]}, r"architectures is \['MixtralForCausalLM'\]"),
-    ({"attention_bias": True}, "attention_bias is True"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+    ({"attention_bias": True, "mlp_bias": True}, "attention_bias is True; supported is False; mlp_bias is True"),
+    ({"use_sliding_window": True}, "use_sliding_window is True"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}; supported is None"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "the rope_type is 'dynamic'"),
+    ({"rope_scaling": {"type": "linear", "factor": 4}}, "the rope_type is 'linear'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "attention_factor of YaRN is 1.0"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
     ({"num_key_value_heads": 3}, "do not divide"),
 ])
@@ -95,7 +157,22 @@ def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if changes.get(key, 0) is not None}))
     with pytest.raises(ValueError, match=message):
-        hf.read_arch(directory)
+        hf.read_arch(str(directory))
+
+
+def test_newer_and_older_configs_are_read(tmp_path):
+    def read(**changes):
+        plain = {key: value for key, value in hf.config(TIED, "float32").items() if key not in ("rope_scaling", "rope_theta")}
+        (tmp_path / "config.json").write_text(json.dumps(plain | changes))
+        return hf.read_arch(str(tmp_path))
+
+    yarn = YarnScaling(factor=4.0, fast=32.0, slow=1.0, original_context=8192)
+    for rope in ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0}},  # transformers 5
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1000}):  # Qwen2.5's model card
+        assert read(**rope) == dataclasses.replace(TIED, rope_scaling=yarn)
+    assert read(rope_parameters={"rope_type": "default", "rope_theta": 1000.0}) == TIED
+    assert read(rope_theta=1000.0, head_dim=None).H == TIED.D // TIED.N
+    assert read(rope_theta=1000.0, architectures=["Qwen3ForCausalLM"]).has_qk_norm
 
 
 def test_tensors_that_do_not_fit_are_all_named(saved):
@@ -104,14 +181,29 @@ def test_tensors_that_do_not_fit_are_all_named(saved):
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
-    tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(3, np.float32)
+    tensors["model.layers.0.self_attn.o_proj.bias"] = np.zeros(3, np.float32)
+    tensors["model.layers.0.mlp.down_proj.weight"] = np.zeros((arch.D, arch.F), np.int32)
     save_file(tensors, path)
     with pytest.raises(ValueError) as error:
-        hf.read_params(directory, arch)
-    for part in ("layers.1.mlp.up_proj.weight is missing", f"needed is [{arch.D}]", "q_proj.bias is not in the model"):
+        load(directory, arch)
+    for part in ("layers.1.mlp.up_proj.weight is missing", f"needed is [{arch.D}]", "o_proj.bias is not in the model",
+                 f"int32 [{arch.D}, {arch.F}]"):
         assert part in str(error.value)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
-        hf.read_params(directory, arch)
+
+
+def test_damaged_files_are_named(tmp_path):
+    directory = tmp_path / "model"
+    write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)
+    last = max(directory.glob("*.safetensors"))
+    whole = last.read_bytes()
+    for data, message in ((whole[:-8], r"down_proj.weight ends at byte .* it is cut off"), (b"", "header claims 0 bytes"),
+                          (b"\xff" * 100, "header claims"), (whole[:8] + b"x" + whole[9:], "cannot be read as safetensors")):
+        last.write_bytes(data)
+        with pytest.raises(ValueError, match=message) as error:
+            load(directory, TIED)
+        assert last.name in str(error.value)
+    last.unlink()
+    with pytest.raises(ValueError, match=last.name):
+        load(directory, TIED)
     with pytest.raises(ValueError, match="holds no model"):
-        hf.read_arch(directory / "absent")
+        hf.read_arch(str(directory / "absent"))

@@ -49,7 +49,9 @@ MAY_IMPORT = {
     "env.collector": "data.records env.chat env.episode env.prompts env.reward env.scorer env.tokenizer",
     # policy/: ids and arrays; of the rest it knows the nouns alone
     "policy.arch": "",
-    "policy.hf": "policy.arch",
+    "policy.stored": "",
+    "policy.hf": "policy.arch policy.stored",
+    "policy.hf_weights": "policy.arch policy.llama policy.stored",
     "policy.mesh": "",
     "policy.attention": "policy.arch",
     "policy.llama": "policy.arch policy.attention policy.mesh",

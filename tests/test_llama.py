@@ -9,9 +9,12 @@ import pytest
 import reference_llama as reference
 
 from swerl_jax.policy import llama
-from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling
+from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling, YarnScaling
 
 MULTI_HEAD = dataclasses.replace(reference.SMALL, K=4, is_tied=True, rope_scaling=None)
+QWEN25 = dataclasses.replace(reference.SMALL, has_qkv_bias=True, norm_epsilon=1e-6,
+                             rope_scaling=YarnScaling(factor=4.0, fast=8.0, slow=1.0, original_context=64))
+QWEN3 = dataclasses.replace(reference.SMALL, has_qk_norm=True, is_tied=True, H=24, rope_scaling=None)
 ONE_KEY = dataclasses.replace(reference.SMALL, K=1, L=3, V=50)
 
 
@@ -22,7 +25,8 @@ def _dense(q, k, v, cache):
     return jnp.einsum("bkgts,bskh->btkgh", jax.nn.softmax(scores, -1), v), cache
 
 
-@pytest.mark.parametrize("arch", [reference.SMALL, MULTI_HEAD, ONE_KEY], ids=["gqa", "mha_tied", "mqa"])
+@pytest.mark.parametrize("arch", [reference.SMALL, MULTI_HEAD, ONE_KEY, QWEN25, QWEN3],
+                         ids=["gqa", "mha_tied", "mqa", "qwen2.5_yarn", "qwen3"])
 def test_logits_equal_a_plain_model(arch):
     model = reference.random_model(arch)
     ids = np.random.default_rng(0).integers(0, arch.V, (2, 70)).astype(np.int32)
@@ -61,6 +65,19 @@ def test_frequencies_of_llama_31():
     np.testing.assert_allclose(got, reference.frequencies(ARCHS["llama3.1-8b"]), rtol=2e-6)
 
 
+def test_frequencies_of_yarn():
+    scaling = YarnScaling(factor=4.0, original_context=32_768)
+    got = np.asarray(llama.inverse_frequencies(128, 1e6, scaling))
+    # Pair i turns 32 times in 32768 positions where 1e6^(-i/64) · 32768 = 64π: i = 23.6, so 23; once: i = 39.6, so 40.
+    plain = 1e6 ** (-np.arange(64) / 64)
+    np.testing.assert_allclose(got[:24], plain[:24], rtol=2e-6)
+    np.testing.assert_allclose(got[40:], plain[40:] / 4, rtol=2e-6)
+    assert got[30] == pytest.approx(plain[30] * (10 / 17 + 7 / 17 / 4), rel=2e-6)
+    cos, sin = llama.rotary(jnp.int32(0), dataclasses.replace(ARCHS["qwen2.5-7b"], rope_scaling=scaling))
+    np.testing.assert_allclose(cos, 1.138629, rtol=1e-6)  # 0.1 ln 4 + 1
+    assert not sin.any()
+
+
 def test_a_pair_is_an_element_and_the_one_half_a_head_further():
     arch = dataclasses.replace(reference.SMALL, H=4, rope_theta=1.0, rope_scaling=None)  # every pair: 1 radian a position
     turned = llama.rotate(jnp.array([1.0, 0.0, 0.0, 2.0]), *llama.rotary(jnp.int32(1), arch))
@@ -73,13 +90,15 @@ def test_parameter_counts():
     by_hand = 6 + 6 + 2 + 3 * (4 + 8 + 4 + 4 + 8 + 30)
     assert Arch(V=3, D=2, L=3, N=2, K=1, H=2, F=5).parameters == by_hand
     published = {"llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "llama3.2-1b": 1_235_814_400,
-                 "llama3.2-3b": 3_212_749_824}
+                 "llama3.2-3b": 3_212_749_824, "llama3.1-405b": 405_853_388_800, "qwen2.5-0.5b": 494_032_768,
+                 "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512, "qwen2.5-32b": 32_763_876_352,
+                 "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264}
     assert {name: ARCHS[name].parameters for name in published} == published
 
 
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_the_model_has_the_parameters_that_its_arch_counts(is_tied):
-    arch = dataclasses.replace(reference.SMALL, is_tied=is_tied)
+@pytest.mark.parametrize("changes", [{}, {"is_tied": True}, {"has_qkv_bias": True}, {"has_qk_norm": True}])
+def test_the_model_has_the_parameters_that_its_arch_counts(changes):
+    arch = dataclasses.replace(reference.SMALL, **changes)
     with jax.set_mesh(reference.one_device()):
         model = jax.eval_shape(lambda: llama.Llama(arch, jax.random.key(0)))
     assert sum(x.size for x in jax.tree.leaves(model)) == arch.parameters

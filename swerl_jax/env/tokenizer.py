@@ -196,9 +196,9 @@ def load_tokenizer(spec: str) -> Tokenizer:
     kind, _, path = spec.partition(":")
     model = shipped.find(spec)
     if model is not None:
-        file = model / shipped.TOKENIZER_NAME
+        file = pathlib.Path(model, shipped.TOKENIZER_NAME)
         if not file.is_file():
-            raise ValueError(f"tokenizer spec {spec!r}: there is no file {file}")
+            raise ValueError(f"tokenizer spec {spec!r}: there is no file {file}; it must be on this machine")
         # The one is a protocol buffer whose first field is the list of pieces, the other lines of base64.
         return _FILE_KINDS["sentencepiece" if file.read_bytes()[:1] == b"\n" else "tiktoken"](file)
     if kind not in _FILE_KINDS or not path:

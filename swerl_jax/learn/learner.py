@@ -239,17 +239,6 @@ def from_arrays(abstract: State, arrays: dict[str, jax.Array]) -> State:
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], abstract)
 
 
-def params_from_host(abstract: State, arrays: dict[str, np.ndarray]) -> Llama:
-    """Parameters given by name ("embed", "layers/qkv", …), in the state's dtypes and on its devices."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(np.asarray(arrays[_name(path)], x.dtype), x.sharding), abstract.params)
-
-
-def params_to_host(params: Llama) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_host`."""
-    return {_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
-
-
 def _name(path: Any) -> str:
     parts = [str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key)))) for key in path]
     return "/".join(part for part in parts if part != "value")

@@ -10,8 +10,10 @@ TOKENIZER_NAME = "tokenizer.model"
 SETTINGS_NAME = "settings.json"
 
 
-def find(spec: str) -> pathlib.Path | None:
+def find(spec: str) -> str | None:
     """The directory that "embedded:NAME" (shipped) or "hf:DIR" names; None for a text of another kind.
+
+    DIR may be remote ("hf:gs://bucket/model"), and is then not looked at.
 
     Raises:
       ValueError: no such model ships, naming those that do; or there is no such directory.
@@ -21,9 +23,9 @@ def find(spec: str) -> pathlib.Path | None:
         known = sorted(path.parent.name for path in _HERE.glob("*/config.json"))
         if name not in known:
             raise ValueError(f"no model {name!r} ships with the project; there is {', '.join(known) or 'none'}")
-        return _HERE / name
+        return str(_HERE / name)
     if kind == "hf":
-        if not pathlib.Path(name).is_dir():
+        if "://" not in name and not pathlib.Path(name).is_dir():
             raise ValueError(f"{spec}: there is no directory {name}")
-        return pathlib.Path(name)
+        return name
     return None

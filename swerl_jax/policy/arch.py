@@ -44,6 +44,7 @@ class Arch:
     """A decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU (Llama 3: arXiv 2407.21783, §3.2).
 
     Attributes:
+      context: positions that the model was made for; nothing here depends on it.
       has_qkv_bias: biases on queries, keys and values (Qwen2.5, arXiv 2412.15115).
       has_qk_norm: every query and key is RMS-normalised over H, with a scale, before it turns (Qwen3, arXiv 2505.09388).
 
@@ -63,6 +64,7 @@ class Arch:
     rope_theta: float = 500_000.0
     rope_scaling: Llama3Scaling | YarnScaling | None = None
     norm_epsilon: float = 1e-5
+    context: int = 8192
 
     def __post_init__(self) -> None:
         for letter in "VDLNKHF":
@@ -107,17 +109,18 @@ class Arch:
 
 def _llama(D: int, L: int, N: int, F: int, *, is_tied: bool = False, H: int = 128, factor: float | None = 8.0) -> Arch:
     scaling = None if factor is None else Llama3Scaling(factor=factor)
-    return Arch(V=128_256, D=D, L=L, N=N, K=8, H=H, F=F, is_tied=is_tied, rope_scaling=scaling)
+    return Arch(V=128_256, D=D, L=L, N=N, K=8, H=H, F=F, is_tied=is_tied, rope_scaling=scaling,
+                context=8192 if factor is None else 131_072)
 
 
 def _qwen25(D: int, L: int, N: int, K: int, F: int, *, H: int = 128, is_tied: bool = False) -> Arch:
     return Arch(V=151_936 if is_tied else 152_064, D=D, L=L, N=N, K=K, H=H, F=F, is_tied=is_tied, has_qkv_bias=True,
-                rope_theta=1e6, norm_epsilon=1e-6)
+                rope_theta=1e6, norm_epsilon=1e-6, context=32_768)
 
 
 def _qwen3(D: int, L: int, N: int, F: int, *, is_tied: bool = False) -> Arch:
     return Arch(V=151_936, D=D, L=L, N=N, K=8, H=128, F=F, is_tied=is_tied, has_qk_norm=True, rope_theta=1e6,
-                norm_epsilon=1e-6)
+                norm_epsilon=1e-6, context=40_960)
 
 
 # Published sizes, from each model's config.json; "tiny" and "bench" are ours.
