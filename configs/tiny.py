@@ -35,6 +35,7 @@ def get_config(variant: str = ""):
     config = config_lib.update(config_lib.default(), {
         "name": "tiny", "seed": 1, "init": "embedded:tiny", "tokenizer": "embedded:tiny", "phases": ("rl",),
         "tasks.train_count": 4000, "tasks.held_out_count": 420, "tasks.max_function_bytes": 240,
+        "tasks.is_cut": True,
         "chat": "compact", "prompt.style": "compact", "sft.thought": "Fix it.",
         "prompt.max_tokens": 160, "answer.max_tokens": 96,
         "model.arch": "tiny", "model.dtype": "float32",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import platform
 
 import numpy as np
@@ -12,7 +13,7 @@ from swerl_jax import assemble
 from swerl_jax.learn.metrics import read_metrics
 from swerl_jax.models import shipped
 
-DIRECTORY = shipped.find("embedded:tiny")
+DIRECTORY = pathlib.Path(shipped.find("embedded:tiny"))
 EXAMPLES = 100
 
 
