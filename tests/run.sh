@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Runs the tests; sets everything up the first time. From any directory:
 #   bash tests/run.sh                  the fast tier
-#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same)
+#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with
 #   bash tests/run.sh -k chat -x       everything else goes to pytest
 # Fails where no test ran, and with CI=true where a test was skipped that the machine could have run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
 
-prepare_environment test
+case " $* ${SLOW:-0} " in
+  *" --slow "* | *" 1 "*) prepare_environment test,parity ;;
+  *) prepare_environment test ;;
+esac
 cd "$ROOT"
 exec "$PYTHON_IN_VENV" -m pytest "$@"
