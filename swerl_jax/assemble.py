@@ -24,7 +24,8 @@ from swerl_jax.env.progress import Progress
 from swerl_jax.env.prompts import answer_text, messages
 from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.scorer import ScoringPool, default_deadline_s
-from swerl_jax.env.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from swerl_jax.env.tokenizer import load_tokenizer, train_sentencepiece
+from swerl_jax.env.vocabulary import Tokenizer
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator

@@ -56,5 +56,5 @@ def test_text_cannot_forge_a_turn():
 
 
 def test_an_unknown_template_is_refused():
-    with pytest.raises(ValueError, match="needed is one of llama3, compact"):
+    with pytest.raises(ValueError, match="needed is one of llama3, chatml, compact"):
         Chat(ByteTokenizer(), "llama4")

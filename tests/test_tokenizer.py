@@ -140,7 +140,7 @@ def test_a_models_directory_says_by_its_file_which_kind_it_is(all_three, directo
 
 
 @pytest.mark.parametrize(("spec", "complaint"), [
-    ("bytes", "needed is byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME or hf:DIR"),
+    ("bytes", "needed is byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME or hf:DIR"),
     ("tiktoken:", "needed is byte"),
     ("tiktoken:/nowhere/x", "there is no file /nowhere/x"),
     ("hf:/nowhere", "there is no directory /nowhere"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from swerl_jax.env import tokenizer as tokenizers
+from swerl_jax.env import vocabulary
 from swerl_jax.env.prompts import ASSISTANT, Message
 
 _ROLE = "{role}"  # stands for the message's role in a template
@@ -24,28 +24,38 @@ class Template:
       before: before a turn's text.
       after: after a turn's text, unless the policy speaks.
       stops: what ends the policy's own turn; the first is the one it is taught, the others are obeyed too.
+      behind_stop: between the policy's stop and the next turn.
     """
 
     begin: tuple[str, ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
     stops: tuple[str, ...]
+    behind_stop: tuple[str, ...] = ()
 
 
 TEMPLATES = {
     # Llama 3's headers, without its preamble of dates.
     "llama3": Template(
-        begin=(tokenizers.BEGIN_OF_TEXT,),
-        before=(tokenizers.START_HEADER, _ROLE, tokenizers.END_HEADER, "\n\n"),
-        after=(tokenizers.EOT,),
-        stops=(tokenizers.EOT, tokenizers.END_OF_TEXT),
+        begin=(vocabulary.BEGIN_OF_TEXT,),
+        before=(vocabulary.START_HEADER, _ROLE, vocabulary.END_HEADER, "\n\n"),
+        after=(vocabulary.EOT,),
+        stops=(vocabulary.EOT, vocabulary.END_OF_TEXT),
+    ),
+    # Qwen's; without the system turn that Qwen2.5's own template puts in front where there is none.
+    "chatml": Template(
+        begin=(),
+        before=("<|im_start|>", _ROLE, "\n"),
+        after=("<|im_end|>", "\n"),
+        stops=("<|im_end|>", "<|endoftext|>"),
+        behind_stop=("\n",),
     ),
     # Three ids in all around a one-turn question and its answer: for models whose whole context is a few hundred ids.
     "compact": Template(
-        begin=(tokenizers.BEGIN_OF_TEXT,),
+        begin=(vocabulary.BEGIN_OF_TEXT,),
         before=(),
-        after=(tokenizers.END_HEADER,),
-        stops=(tokenizers.EOT, tokenizers.END_OF_TEXT),
+        after=(vocabulary.END_HEADER,),
+        stops=(vocabulary.EOT, vocabulary.END_OF_TEXT),
     ),
 }
 
@@ -58,12 +68,17 @@ class Chat:
       stop_ids: any of these, sampled, ends the policy's turn and belongs to it.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, template: str = "llama3") -> None:
-        """Raises ValueError if there is no such template."""
+    def __init__(self, tokenizer: vocabulary.Tokenizer, template: str = "llama3") -> None:
+        """Raises ValueError if there is no such template, or the tokenizer lacks its special ids."""
         if template not in TEMPLATES:
             raise ValueError(f"chat template {template!r}: needed is one of {', '.join(TEMPLATES)}")
         self.tokenizer = tokenizer
         self._template = TEMPLATES[template]
+        used = dict.fromkeys(part for parts in dataclasses.astuple(self._template) for part in parts)
+        missing = [part for part in used if part.startswith("<|") and part not in tokenizer.special]
+        if missing:
+            raise ValueError(f"the chat template {template!r} needs the special ids {', '.join(missing)}, which the tokenizer "
+                             f"lacks; choose the template of its model (--config.chat: {', '.join(TEMPLATES)})")
         self.stop_ids = tuple(tokenizer.special[name] for name in self._template.stops)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -81,6 +96,7 @@ class Chat:
           is_cut: True where the policy's turn hit its length limit, so that its stop id is missing and must be given.
         """
         ids = [self.stop_ids[0]] if is_cut else []
+        ids += self._parts(self._template.behind_stop)
         return ids + self._message(message) + self._parts(self._template.before, ASSISTANT)
 
     def answer(self, text: str) -> list[int]:
@@ -88,14 +104,20 @@ class Chat:
         return [*self.tokenizer.encode(text), self.stop_ids[0]]
 
     def _message(self, message: Message) -> list[int]:
-        ids = self._parts(self._template.before, message.role)
         if message.role == ASSISTANT:
-            return ids + self.answer(message.text)
-        return ids + self.tokenizer.encode(message.text) + self._parts(self._template.after)
+            opening = self._parts(self._template.before, ASSISTANT)
+            return opening + self.answer(message.text) + self._parts(self._template.behind_stop)
+        return self._parts(self._template.before, message.role, message.text) + self._parts(self._template.after)
 
-    def _parts(self, parts: Sequence[str], role: str = "") -> list[int]:
+    def _parts(self, parts: Sequence[str], role: str = "", text: str = "") -> list[int]:
+        """The ids of a template's parts and the text behind them; what is plain text is encoded together."""
         ids: list[int] = []
+        plain = ""
         for part in parts:
             special = self.tokenizer.special.get(part)
-            ids += self.tokenizer.encode(role if part == _ROLE else part) if special is None else [special]
-        return ids
+            if special is None:
+                plain += role if part == _ROLE else part
+            else:
+                ids += [*self.tokenizer.encode(plain), special]
+                plain = ""
+        return ids + self.tokenizer.encode(plain + text)

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from swerl_jax.data.records import LENGTH, TRUNCATED, Example, Outcome, Rollout, Turn
-from swerl_jax.env.tokenizer import Tokenizer
+from swerl_jax.env.vocabulary import Tokenizer
 
 
 class Drawer(Protocol):

@@ -1,62 +1,27 @@
 """Text ↔ ids. On the path: prompt → ids before sampling, and ids → text before scoring, never text → ids again.
 
-Three vocabularies behind one protocol. Special ids carry the names of Llama 3.1 in all of them; plain text never
-yields one, so that no issue and no file can forge a turn.
+Bytes, sentencepiece and the byte pairs of published models (`byte_pairs`) behind one protocol. Plain text never yields a
+special id, so that no issue and no file can forge a turn.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import itertools
 import os
 import pathlib
-import re
-import shutil
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import sentencepiece
-import tiktoken
 
+from swerl_jax.env.byte_pairs import JsonTokenizer, TiktokenTokenizer
+from swerl_jax.env.vocabulary import REPLACEMENT, SPECIAL_NAMES, Tokenizer, copy_into, decode, well_formed
 from swerl_jax.models import shipped
-
-BEGIN_OF_TEXT = "<|begin_of_text|>"
-END_OF_TEXT = "<|end_of_text|>"
-PAD = "<|finetune_right_pad_id|>"
-START_HEADER = "<|start_header_id|>"
-END_HEADER = "<|end_header_id|>"
-EOT = "<|eot_id|>"  # end of turn
-SPECIAL_NAMES = (BEGIN_OF_TEXT, END_OF_TEXT, PAD, START_HEADER, END_HEADER, EOT)
 
 # Ordinary text that a small model should spend one id on; see `train_sentencepiece`.
 MARKERS = ("<think>", "</think>", "<solution>", "</solution>", "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE",
            "```python", "```", "### ")
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 _SPACE = "\u2581"  # sentencepiece writes a space as this character inside its pieces
-
-
-class Tokenizer(Protocol):
-    """Text ↔ ids.
-
-    Attributes:
-      vocab_size: ids are 0 … vocab_size − 1, special ones included.
-      special: name → id, with at least SPECIAL_NAMES.
-    """
-
-    vocab_size: int
-    special: Mapping[str, int]
-
-    def encode(self, text: str) -> list[int]:
-        """Returns ids of plain text, never a special one; unpaired surrogates become U+FFFD."""
-
-    def decode(self, ids: Iterable[int], show_special: bool = False) -> str:
-        """Returns the text of any ids: `encode`'s exactly, special ones as names or nothing, wrong bytes as U+FFFD."""
-
-    def save(self, directory: str | os.PathLike[str]) -> str:
-        """Puts what is needed under `directory` and returns the `load_tokenizer` spec that reads it."""
 
 
 class ByteTokenizer:
@@ -69,11 +34,11 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return list(_well_formed(text).encode())
+        return list(well_formed(text).encode())
 
     def decode(self, ids: Iterable[int], show_special: bool = False) -> str:
         """See `Tokenizer`."""
-        return _decode(ids, self._bytes, self.special if show_special else {})
+        return decode(ids, self._bytes, self.special if show_special else {})
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """See `Tokenizer`; nothing needs to be written."""
@@ -109,7 +74,7 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        first, *others = _well_formed(text).split(_SPACE)
+        first, *others = well_formed(text).split(_SPACE)
         ids = self._model.encode(first)
         for other in others:
             ids += self._stand_in
@@ -118,72 +83,28 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int], show_special: bool = False) -> str:
         """See `Tokenizer`."""
-        return _decode(ids, self._bytes, self.special if show_special else {})
+        return decode(ids, self._bytes, self.special if show_special else {})
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """See `Tokenizer`."""
-        return f"sentencepiece:{_copy_into(self._path, directory)}"
+        return f"sentencepiece:{copy_into(self._path, directory, shipped.TOKENIZER_NAME)}"
 
     def _piece_bytes(self, index: int) -> bytes:
         piece = self._model.id_to_piece(index)
         if self._model.is_control(index):
             return b""
         if self._model.is_unknown(index):
-            return _REPLACEMENT
+            return REPLACEMENT
         if self._model.is_byte(index):
             return bytes([int(piece[3:5], 16)])  # "<0x0A>"
         return piece.replace(_SPACE, " ").encode()
 
 
-# Llama 3's split of text into words, within which byte pairs are merged (a fact of the published vocabulary).
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_LLAMA3_SPECIAL_COUNT = 256
-# The split backtracks over white space and overflows its stack on about a million; as Llama 3 does, cut runs before.
-_LONGEST_BLANK = 25_000
-_BLANKS = re.compile(rf"\s{{1,{_LONGEST_BLANK}}}")
-
-
-class TiktokenTokenizer:
-    """Llama 3's `tokenizer.model`: lines of base64 bytes and rank, then 256 special ids as Llama 3.1 names them.
-
-    Raises:
-      ValueError: a line cannot be read, or the ranks are not 0, 1, 2, …, naming the line.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = pathlib.Path(path)
-        ranks = _read_ranks(self._path)
-        self.special = {name: len(ranks) + i for i, name in enumerate(_llama3_special_names())}
-        self.vocab_size = len(ranks) + _LLAMA3_SPECIAL_COUNT
-        self._bytes = [*ranks, *([b""] * _LLAMA3_SPECIAL_COUNT)]
-        self._model = tiktoken.Encoding(
-            name=self._path.name, pat_str=_LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=self.special
-        )
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        text = _well_formed(text)
-        long_blanks = (run.end() for run in _BLANKS.finditer(text) if run.end() - run.start() == _LONGEST_BLANK)
-        cuts = [0, *long_blanks, len(text)]
-        return [i for start, end in itertools.pairwise(cuts) for i in self._model.encode_ordinary(text[start:end])]
-
-    def decode(self, ids: Iterable[int], show_special: bool = False) -> str:
-        """See `Tokenizer`."""
-        return _decode(ids, self._bytes, self.special if show_special else {})
-
-    def save(self, directory: str | os.PathLike[str]) -> str:
-        """See `Tokenizer`."""
-        return f"tiktoken:{_copy_into(self._path, directory)}"
-
-
-_FILE_KINDS = {"sentencepiece": SentencePieceTokenizer, "tiktoken": TiktokenTokenizer}
+_FILE_KINDS = {"sentencepiece": SentencePieceTokenizer, "tiktoken": TiktokenTokenizer, "json": JsonTokenizer}
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Returns the tokenizer called "byte", "sentencepiece:PATH", "tiktoken:PATH", or that of a model's directory.
+    """Returns the tokenizer called "byte", "sentencepiece:PATH", "tiktoken:PATH", "json:PATH", or a model directory's.
 
     Args:
       spec: see `shipped.find` for the directories.
@@ -196,13 +117,15 @@ def load_tokenizer(spec: str) -> Tokenizer:
     kind, _, path = spec.partition(":")
     model = shipped.find(spec)
     if model is not None:
-        file = pathlib.Path(model, shipped.TOKENIZER_NAME)
+        file, json_file = pathlib.Path(model, shipped.TOKENIZER_NAME), pathlib.Path(model, shipped.JSON_TOKENIZER_NAME)
+        if json_file.is_file():
+            return JsonTokenizer(json_file)
         if not file.is_file():
-            raise ValueError(f"tokenizer spec {spec!r}: there is no file {file}; it must be on this machine")
+            raise ValueError(f"tokenizer spec {spec!r}: there is neither {json_file} nor {file}; one must be on this machine")
         # The one is a protocol buffer whose first field is the list of pieces, the other lines of base64.
         return _FILE_KINDS["sentencepiece" if file.read_bytes()[:1] == b"\n" else "tiktoken"](file)
     if kind not in _FILE_KINDS or not path:
-        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH, embedded:NAME or hf:DIR")
+        raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME or hf:DIR")
     if not pathlib.Path(path).is_file():
         raise ValueError(f"tokenizer spec {spec!r}: there is no file {path}")
     return _FILE_KINDS[kind](path)
@@ -226,7 +149,7 @@ def train_sentencepiece(
     """
     symbols = ["\n", *("\n" + " " * (4 * depth) for depth in range(1, 7)), "\t", *symbols]
     partial = pathlib.Path(f"{path}.partial")
-    lines = (line for text in texts for line in _well_formed(text).splitlines(keepends=True))
+    lines = (line for text in texts for line in well_formed(text).splitlines(keepends=True))
     try:
         with open(partial, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
@@ -251,54 +174,7 @@ def _visible_ascii() -> str:
     return string.digits + string.ascii_letters + string.punctuation
 
 
-def _well_formed(text: str) -> str:
-    """Returns `text` with surrogate pairs joined and lone surrogates replaced, so that it can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def _decode(ids: Iterable[int], vocabulary: Sequence[bytes], shown: Mapping[str, int]) -> str:
-    """Joins the bytes of `ids`; those past the vocabulary (a model may be padded) become U+FFFD."""
-    names = {index: name.encode() for name, index in shown.items()}
-    size = len(vocabulary)
-    joined = b"".join((names.get(i) or vocabulary[i]) if 0 <= i < size else _REPLACEMENT for i in map(int, ids))
-    return joined.decode("utf-8", "replace")
-
-
-def _read_ranks(path: pathlib.Path) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error) as error:
-            raise ValueError(f"{path}:{number}: needed is base64 bytes and a rank, got {line[:60]!r}") from error
-        if int(rank) != number - 1 or len(ranks) != number:
-            raise ValueError(f"{path}:{number}: ranks must be 0, 1, 2, … of different tokens, got {line[:60]!r}")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise ValueError(f"{path}: {len(missing)} single bytes have no rank, first {missing[0]:#04x}")
-    return ranks
-
-
-def _llama3_special_names() -> list[str]:
-    reserved = (f"<|reserved_special_token_{i}|>" for i in range(_LLAMA3_SPECIAL_COUNT))
-    names = [BEGIN_OF_TEXT, END_OF_TEXT, next(reserved), next(reserved), PAD, next(reserved), START_HEADER, END_HEADER]
-    names += ["<|eom_id|>", EOT, "<|python_tag|>"]
-    return names + [next(reserved) for _ in range(_LLAMA3_SPECIAL_COUNT - len(names))]
-
-
 def _require_special(special: Mapping[str, int], path: pathlib.Path) -> None:
     missing = [name for name in SPECIAL_NAMES if name not in special]
     if missing:
         raise ValueError(f"{path} has no control symbol {', '.join(missing)}; make it with train_sentencepiece")
-
-
-def _copy_into(path: pathlib.Path, directory: str | os.PathLike[str]) -> pathlib.Path:
-    target = pathlib.Path(directory) / shipped.TOKENIZER_NAME
-    if not (target.exists() and target.samefile(path)):
-        shutil.copyfile(path, target)
-    return target

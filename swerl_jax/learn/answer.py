@@ -10,7 +10,7 @@ from swerl_jax.data.records import Example, Turn
 from swerl_jax.env import patch
 from swerl_jax.env.matching import Work
 from swerl_jax.env.reward import MAX_GROWTH_CHARS, WORK_LIMIT_PAIRS
-from swerl_jax.env.tokenizer import Tokenizer
+from swerl_jax.env.vocabulary import Tokenizer
 from swerl_jax.learn.report import coloured_diff
 from swerl_jax.policy.engine import Policy
 

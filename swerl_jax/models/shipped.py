@@ -6,7 +6,7 @@ A directory holds what `policy.hf` writes, the tokenizer, and the settings that 
 import pathlib
 
 _HERE = pathlib.Path(__file__).resolve().parent
-TOKENIZER_NAME = "tokenizer.model"
+TOKENIZER_NAME, JSON_TOKENIZER_NAME = "tokenizer.model", "tokenizer.json"
 SETTINGS_NAME = "settings.json"
 
 
