@@ -21,15 +21,15 @@ def get_config(variant: str = ""):
     """variant: "" or "quick"."""
     config = config_lib.update(config_lib.default(), {
         "name": "tiny-warmstart", "phases": ("sft",),
-        "tasks.drill_count": 16_000, "tasks.train_count": 70_000, "tasks.held_out_count": 400,
+        "tasks.drill_count": 14_400, "tasks.train_count": 66_000, "tasks.held_out_count": 400,
         "tasks.max_function_bytes": 240, "tasks.is_cut": True, "tasks.told_share": 0.33, "data.shuffle": False,
-        "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "Fix it.",
+        "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}",
         "prompt.max_tokens": 160, "answer.max_tokens": 160,
         "model.arch": "tiny", "model.dtype": "float32",
         "engine.groups": 8, "engine.prefix_buckets": (160,), "engine.ticks": 80, "rl.samples": 8,
-        "sft.steps": 2600, "sft.examples": 32, "sft.rows": 4, "sft.prompt_weight": 0.1,
+        "sft.steps": 2400, "sft.examples": 32, "sft.rows": 4, "sft.prompt_weight": 0.1,
         "sft.learning_rate": 2e-3, "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
-        "eval.every_steps": 400, "eval.examples": 200,
+        "eval.every_steps": 600, "eval.examples": 200,
         "checkpoint.every_steps": 100, "checkpoint.keep": 4,
     })
     if variant == "quick":

@@ -21,7 +21,7 @@ from swerl_jax.env.chat import Chat
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import SingleTurn
 from swerl_jax.env.progress import Progress
-from swerl_jax.env.prompts import answer_text, messages
+from swerl_jax.env.prompts import messages, taught_answer
 from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.scorer import ScoringPool, default_deadline_s
 from swerl_jax.env.tokenizer import load_tokenizer, train_sentencepiece
@@ -68,8 +68,7 @@ class Text:
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """int32 [T]: the oracle's answer with its stop id."""
-        thought = self.thought.format(paths=", ".join(sorted(example.oracle)))
-        return np.asarray(self.chat.answer(answer_text(example, thought)), np.int32)
+        return np.asarray(self.chat.answer(taught_answer(example, self.thought)), np.int32)
 
     def refuses_prompt(self, example: Example) -> str | None:
         """Why an example cannot be asked, or None."""
@@ -140,7 +139,7 @@ def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int
         examples = open_examples(path)
         for i in range(0, len(examples), max(1, len(examples) // limit)):  # all over the file: it may be in an order
             yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
-            yield answer_text(examples[i], config.sft.thought.format(paths=", ".join(sorted(examples[i].oracle))))
+            yield taught_answer(examples[i], config.sft.thought)
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:

@@ -98,7 +98,7 @@ def test_what_cannot_work_is_refused(rule):
     ("rl.loss", "ppo", "clip, cispo"), ("rl.schedule", "linear", "constant, cosine"),
     ("sft.schedule", "", "constant, cosine"),
     ("model.dtype", "float16", "float32, bfloat16"), ("model.param_dtype", "fp32", "float32, bfloat16"),
-    ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "chatml", "llama3, compact"),
+    ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "mistral", "llama3, chatml, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
     ("data.on_malformed", "ignore", "stop, skip"), ("on_malformed", "ignore", "stop, skip"),
     ("tasks.scope", "file", "function, module"),

@@ -200,3 +200,18 @@ def test_order_of_files_depends_on_the_seed_alone():
 def test_an_unknown_style_is_refused():
     with pytest.raises(ValueError, match="needed is one of swe_rl, compact"):
         prompts.messages(make_example({}, {}), "chatty")
+
+
+@pytest.mark.parametrize("before, after, told", [
+    ("if a < b:\n", "if a <= b:\n", "`<` becomes `<=`."),
+    ("x = f(a, b.c)\n", "x = f(b.c, a)\n", "`a, b.c` becomes `b.c, a`."),
+    ("if x:\n    y\n", "if not x:\n    y\n", "Add `not`."),
+    ("if not x:\n    y\n", "if x:\n    y\n", "Remove `not`."),
+    ("a\nb\n", "a\n  c(1)\nb\n", "Add `c(1)`."),
+    ("a = b\nc = a\nreturn a\n", "d = b\nc = d\nreturn d\n", "`a` becomes `d`."),
+    ("a = 1\n" + "x\n" * 60 + "b = 2\n", "a = 2\n" + "x\n" * 60 + "b = 3\n", "`1` becomes `2`. `2` becomes `3`."),
+])
+def test_a_thought_tells_the_change(before, after, told):
+    example = Example("e", "", "", "issue", {"p.py": before}, {"p.py": after})
+    assert f"<think>\n{told} p.py\n</think>\n" in prompts.taught_answer(example, "{change} {paths}")
+    assert "<think>\nFix p.py.\n</think>\n" in prompts.taught_answer(example, "Fix {paths}.")

@@ -10,6 +10,7 @@ any run of one or more pieces can be replaced by any other run of one or more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import cydifflib
@@ -17,6 +18,7 @@ import cydifflib
 from swerl_jax.data.records import Example
 from swerl_jax.env import patch
 
+_WORD = re.compile(r"\w+|\s+|[<>=!+\-*/%&|^@:]+|[^\w\s]")  # of code: operators of several characters are one
 _FINE_GROWTH = 6  # neighbouring lines tried one by one before the search grows in doubling steps
 _Hunk = tuple[int, int, int, int]  # lines [a, b) before become lines [c, d) after
 
@@ -38,6 +40,37 @@ def oracle_edits(example: Example) -> list[patch.Edit]:
     if not edits:
         raise ValueError(f"example {example.id!r} has no change to write an answer for: the oracle equals the files")
     return edits
+
+
+def change_text(example: Example) -> str:
+    """Returns in words what `oracle_edits` change: "`<` becomes `<=`.", "Add `not`.", "Remove `b`.", each once.
+
+    Of every changed line the words between the first and the last that differ.
+
+    Raises:
+      ValueError: as `oracle_edits`.
+    """
+    told: dict[str, None] = {}
+    for edit in oracle_edits(example):
+        old, new = edit.search.split("\n"), edit.replace.split("\n")
+        pairs = zip(old, new, strict=True) if len(old) == len(new) else [(edit.search, edit.replace)]
+        told |= dict.fromkeys(_told(*_differing(*pair)) for pair in pairs if pair[0] != pair[1])
+    return " ".join(told)
+
+
+def _differing(old: str, new: str) -> tuple[str, str]:
+    """Both without the words that they share at either end."""
+    a, b = _WORD.findall(old), _WORD.findall(new)
+    shortest = min(len(a), len(b))
+    head = next((i for i in range(shortest) if a[i] != b[i]), shortest)
+    tail = next((i for i in range(shortest - head) if a[-1 - i] != b[-1 - i]), shortest - head)
+    return "".join(a[head:len(a) - tail]).strip(), "".join(b[head:len(b) - tail]).strip()
+
+
+def _told(old: str, new: str) -> str:
+    if not old:
+        return f"Add `{new}`."
+    return f"`{old}` becomes `{new}`." if new else f"Remove `{old}`."
 
 
 def _file_edits(example_id: str, path: str, before: list[str], after: list[str]) -> list[patch.Edit]:

@@ -90,6 +90,12 @@ def messages(example: Example, style: str, order_seed: int | None = None) -> lis
     return STYLES[style](example, paths)
 
 
+def taught_answer(example: Example, thought: str) -> str:
+    """`answer_text` with a thought in which {paths} and {change} stand for the changed files and the change in words."""
+    change = edits.change_text(example) if "{change}" in thought else ""
+    return answer_text(example, thought.format(paths=", ".join(sorted(example.oracle)), change=change))
+
+
 def answer_text(example: Example, thought: str) -> str:
     """Returns a well-formed output that fixes `example` exactly: `thought`, then the oracle as edits.
 
