@@ -35,7 +35,7 @@ from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
 from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
-from swerl_jax.policy.arch import ARCHS, Arch
+from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.engine import Engine, EngineSettings
 from swerl_jax.policy.llama import Llama
 
@@ -148,10 +148,9 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     Raises:
       ValueError: unknown name, or the tokenizer has more ids than the model.
     """
-    if config.model.arch not in ARCHS:
-        raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
-    known = ARCHS[config.model.arch]
-    if config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:")):
+    known = hf.find_arch(config.model.arch, shipped.find(config.init))
+    is_own = config.model.arch == "init"
+    if not is_own and (config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:"))):
         return dataclasses.replace(known, V=tokenizer.vocab_size)
     if tokenizer.vocab_size > known.V:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "

@@ -53,7 +53,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "reward.deadline_s": (0.0, "per answer [s]; 0: longer than any answer can take (scorer.default_deadline_s)"),
     "reward.max_fault_frac": (0.05, "share of answers lost to infrastructure faults above which the run stops; ours"),
     # -- model and mesh --------------------------------------------------------------------------------------------
-    "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS; the vocabulary is taken from the tokenizer when trained here"),
+    "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS (the vocabulary is taken from a tokenizer trained here), or init: what init=hf:DIR holds"),
     "model.dtype": ("bfloat16", "of activations and matrix products: float32 or bfloat16"),
     "model.param_dtype": ("float32", "of parameters and optimiser moments"),
     "mesh.slice": (1, "data-parallel slices [devices]"),

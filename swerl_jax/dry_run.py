@@ -7,7 +7,9 @@ import pathlib
 import ml_collections
 
 from swerl_jax import config as config_lib
-from swerl_jax.policy.arch import ARCHS, Arch
+from swerl_jax.models import shipped
+from swerl_jax.policy import hf
+from swerl_jax.policy.arch import Arch
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
@@ -17,16 +19,14 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
     """The resolved config, parameter count, batch arithmetic, and estimated memory and disk.
 
     Raises:
-      ValueError: unknown model or dtype.
+      ValueError: unknown model or dtype, or a model's directory that cannot be read.
     """
     if config.task == "score":
         return _settings(config)
-    if config.model.arch not in ARCHS:
-        raise ValueError(f"model.arch is {config.model.arch!r}; needed is one of {', '.join(ARCHS)}")
     for name in ("dtype", "param_dtype"):
         if config.model[name] not in BYTES:
             raise ValueError(f"model.{name} is {config.model[name]!r}; needed is one of {', '.join(BYTES)}")
-    arch = ARCHS[config.model.arch]
+    arch = hf.find_arch(config.model.arch, shipped.find(config.init))
     return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory)])
 
 

@@ -246,15 +246,16 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """
     path = _run_directory(config) / CONFIG_NAME
     model = shipped.find(config.eval.checkpoint)
+    own: dict[str, Any] = {}
     if model is not None:
         path = pathlib.Path(model, shipped.SETTINGS_NAME)
+        own = {"model.arch": "init", "init": config.eval.checkpoint}
+        if any(pathlib.Path(model, name).exists() for name in (shipped.TOKENIZER_NAME, shipped.JSON_TOKENIZER_NAME)):
+            own["tokenizer"] = config.eval.checkpoint
     elif not pathlib.Path(config.eval.checkpoint).is_dir():
         raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
-    if not path.exists():
-        return config
-    saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-    if model is not None and pathlib.Path(model, shipped.TOKENIZER_NAME).exists():
-        saved["tokenizer"] = config.eval.checkpoint
+    saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
+    saved |= own
     plain = dict(config_lib.flat(config_lib.default()))
     said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
     given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}

@@ -160,6 +160,15 @@ def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
         hf.read_arch(str(directory))
 
 
+def test_a_model_is_found_by_name_or_where_training_begins(saved):
+    arch, _, directory = saved
+    assert hf.find_arch("init", str(directory)) == arch
+    assert hf.find_arch("llama3-8b", str(directory)).parameters == 8_030_261_248
+    for name, where in (("init", None), ("gpt2", str(directory))):
+        with pytest.raises(ValueError, match=f"model.arch is '{name}'; needed is one of tiny, .* or init with"):
+            hf.find_arch(name, where)
+
+
 def test_newer_and_older_configs_are_read(tmp_path):
     def read(**changes):
         plain = {key: value for key, value in hf.config(TIED, "float32").items() if key not in ("rope_scaling", "rope_theta")}

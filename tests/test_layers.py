@@ -15,7 +15,7 @@ PACKAGE = "swerl_jax"
 # Module → the modules of this package that it may import, as patterns. A new module adds its row.
 MAY_IMPORT = {
     "config": "",
-    "dry_run": "config policy.arch",
+    "dry_run": "config models.shipped policy.arch policy.hf",
     "models.shipped": "",
     "main": "*",
     "assemble": "*",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from swerl_jax.policy import stored
-from swerl_jax.policy.arch import Arch, Llama3Scaling, YarnScaling
+from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling, YarnScaling
 
 CONFIG_NAME = "config.json"
 
@@ -43,6 +43,20 @@ _FIXED: Mapping[str, Any] = {
 _LLAMA3 = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor",
            "original_context": "original_max_position_embeddings"}
 _YARN = {"factor": "factor", "fast": "beta_fast", "slow": "beta_slow", "original_context": "original_max_position_embeddings"}
+
+
+def find_arch(name: str, directory: str | None) -> Arch:
+    """A row of ARCHS by its name, or for "init" the model in `directory`, where training begins with one.
+
+    Raises:
+      ValueError: unknown name, or no directory; or as `read_arch`.
+    """
+    if name == "init" and directory is not None:
+        return read_arch(directory)
+    if name not in ARCHS:
+        raise ValueError(f"model.arch is {name!r}; needed is one of {', '.join(ARCHS)}, or init with --config.init=hf:DIR "
+                         "(or embedded:NAME)")
+    return ARCHS[name]
 
 
 def read_arch(directory: str) -> Arch:
