@@ -19,13 +19,7 @@ def get_config(variant: str = ""):
         "engine.prefix_buckets": (4096, 8192, 12_288), "learner.block": 128, "learner.remat": "layer",
     })
     if variant == "quick":
-        config_lib.update(config, {
-            "name": "70b-quick", "model.arch": "tiny", "model.dtype": "float32", "tokenizer": "train:1024",
-            "tasks.train_count": 200, "tasks.held_out_count": 16, "tasks.max_function_bytes": 200, "eval.examples": 4,
-            "prompt.max_tokens": 1024, "answer.max_tokens": 64, "engine.prefix_buckets": (1024,), "engine.groups": 2,
-            "engine.ticks": 64, "rl.steps": 2, "rl.prompts": 2, "rl.samples": 4, "learner.block": 64,
-            "rl.row_tokens": (256,),
-        })
+        config_lib.shrink(config)
     elif variant:
         raise ValueError(f"configs/70b.py has no variant {variant!r}; there is quick")
     return config

@@ -1,6 +1,6 @@
 """A checkpoint on an example file: reward, format, exact fixes and pass@k with bootstrap intervals.
 
-    python -m swerl_jax.main --config=configs/eval.py --config.eval.checkpoint=RUN [--config.data.held_out=FILE]
+    python -m swerl_jax.main --config=configs/eval.py --config.checkpoint=RUN [--config.data.held_out=FILE]
 
 Model, tokenizer and prompts are the run's own unless they are set here.
 """

@@ -1,6 +1,7 @@
-"""Writes a checkpoint's parameters and tokenizer as a Hugging Face directory of a Llama.
+"""Writes a checkpoint's parameters and tokenizer as a directory for other tools.
 
-    python -m swerl_jax.main --config=configs/export.py --config.eval.checkpoint=RUN --config.output=DIRECTORY
+    python -m swerl_jax.main --config=configs/export.py --config.checkpoint=RUN --config.out=DIRECTORY \\
+        [--config.format=hf|orbax] [--config.export.dtype=float32|bfloat16|float16] [--config.export.max_file_gb=5]
 """
 
 from swerl_jax import config as config_lib

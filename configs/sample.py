@@ -1,6 +1,6 @@
 """Answers one issue about given files with a checkpoint, and shows the diff.
 
-    python -m swerl_jax.main --config=configs/sample.py --config.eval.checkpoint=RUN \\
+    python -m swerl_jax.main --config=configs/sample.py --config.checkpoint=RUN \\
         --config.sample.issue="area() ignores the height" --config.sample.files=shapes.py
 """
 

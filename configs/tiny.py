@@ -24,7 +24,7 @@ VARIANTS = {
                 "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
                 "rl.steps": 10, "answer.max_tokens": 160, "rl.row_tokens": (), "eval.every_steps": 0},
     "quick": {"name": "tiny-quick", "tasks.train_count": 200, "tasks.held_out_count": 40, "eval.examples": 32,
-              "eval.every_steps": 0, "rl.steps": 3, "rl.prompts": 4, "checkpoint.every_steps": 2},
+              "eval.every_steps": 0, "rl.steps": 3, "rl.prompts": 4, "checkpoints.every_steps": 2},
 }
 
 
@@ -44,6 +44,6 @@ def get_config(variant: str = ""):
         "rl.row_tokens": (384, 512, 640, 768), "learner.block": 32,
         "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
         "eval.every_steps": 25, "eval.examples": 400,
-        "checkpoint.every_steps": 50, "checkpoint.keep": 2,
+        "checkpoints.every_steps": 50, "checkpoints.keep": 2,
     })
     return config_lib.update(config, VARIANTS[variant])

@@ -1,8 +1,8 @@
 """Makes the policy that ships with the project, from random parameters: supervised, on tasks made from the standard library.
 
     python -m swerl_jax.main --config=configs/tiny_warmstart.py                      (:quick in two minutes, to no use)
-    python -m swerl_jax.main --config=configs/export.py --config.eval.checkpoint=runs/tiny-warmstart \\
-        --config.export.dtype=float16 --config.output=exported
+    python -m swerl_jax.main --config=configs/export.py --config.checkpoint=runs/tiny-warmstart \\
+        --config.export.dtype=float16 --config.out=exported
 
 First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model learns to find lines of
 its prompt and to write them again. Then injected bugs in functions of the standard library, read once each.
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
         "sft.steps": 2400, "sft.examples": 32, "sft.rows": 4, "sft.prompt_weight": 0.1,
         "sft.learning_rate": 2e-3, "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
         "eval.every_steps": 600, "eval.examples": 200,
-        "checkpoint.every_steps": 100, "checkpoint.keep": 4,
+        "checkpoints.every_steps": 100, "checkpoints.keep": 4,
     })
     if variant == "quick":
         config_lib.update(config, {

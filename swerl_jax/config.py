@@ -116,24 +116,26 @@ KEYS: dict[str, tuple[Any, str]] = {
     "eval.samples": (1, "answers an example"),
     "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
     "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
-    "eval.checkpoint": ("", "task eval, sample and export: embedded:NAME, hf:DIR, or the directory of a run"),
+    "checkpoint": ("", "task eval, sample and export: embedded:NAME, hf:DIR, or the directory of a run"),
     "eval.output": ("", "task eval: where the answers go (JSONL); empty: not written"),
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
-    "checkpoint.every_steps": (50, "a checkpoint every so many steps, and at the end"),
-    "checkpoint.keep": (3, "good checkpoints kept"),
-    "checkpoint.grace_s": (60.0, "SIGTERM: time to save the last finished step [s]"),
+    "checkpoints.every_steps": (50, "a checkpoint every so many steps, and at the end"),
+    "checkpoints.keep": (3, "good checkpoints kept"),
+    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step [s]"),
     "log.tensorboard": (True, "write TensorBoard scalars"),
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------
     "input": ("", "task score: JSONL with output, code_context, oracle_new_content, or a rollout file"),
-    "output": ("", "task score: where the scored rows go; task export: the directory to make"),
+    "out": ("", "task score: where the scored rows go; task export: the directory to make"),
     "on_malformed": ("stop", "task score: a malformed row: stop, or skip (and count) it"),
     # -- task sample -----------------------------------------------------------------------------------------------------
     "sample.issue": ("", "the issue's text, or @FILE"),
     "sample.files": ("", "paths of the files shown, separated by commas"),
     "sample.temperature": (0.0, "0 is greedy"),
     # -- task export -----------------------------------------------------------------------------------------------------
+    "format": ("hf", "hf (safetensors, as Hugging Face lays a model out) or orbax (the parameters alone)"),
     "export.dtype": ("float32", "of the written parameters: float32, bfloat16 or float16"),
+    "export.max_file_gb": (5.0, "size of a safetensors file, at most [GB]"),
 }
 
 
@@ -198,7 +200,7 @@ class _Rule:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("train", "score", "eval", "sample", "export"),
-    "export.dtype": ("float32", "bfloat16", "float16"),
+    "export.dtype": ("float32", "bfloat16", "float16"), "format": ("hf", "orbax"),
     "data.on_malformed": ("stop", "skip"),
     "on_malformed": ("stop", "skip"),
     "tasks.scope": ("function", "module"),
@@ -217,7 +219,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST_ONE = (
     "prompt.max_tokens", "answer.max_tokens", "reward.workers", "engine.groups", "engine.ticks", "rl.prompts", "rl.samples",
     "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
-    "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoint.every_steps", "checkpoint.keep",
+    "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
 )
 _RULES = (
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
@@ -236,12 +238,21 @@ _RULES = (
           "data.weights {data.weights} and data.train {data.train} differ in number; give one weight a path"),
     _Rule(lambda c: any(k > c.eval.samples for k in c.eval.pass_k),
           "eval.pass_k {eval.pass_k} needs more answers than eval.samples {eval.samples}"),
-    _Rule(lambda c: c.task == "score" and not (c.input and c.output),
-          "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
-    _Rule(lambda c: c.task == "export" and not c.output, "task export needs --config.output=DIRECTORY"),
-    _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.eval.checkpoint,
-          "task {task} needs --config.eval.checkpoint=RUN_DIRECTORY"),
+    _Rule(lambda c: c.task == "score" and not (c.input and c.out),
+          "task score needs --config.input=A.jsonl and --config.out=B.jsonl"),
+    _Rule(lambda c: c.task == "export" and not c.out, "task export needs --config.out=DIRECTORY"),
+    _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.checkpoint,
+          "task {task} needs --config.checkpoint=RUN_DIRECTORY"),
 )
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Makes a large model's config one of a tiny model that takes the same path in a minute on a CPU."""
+    return update(config, {
+        "name": f"{config.name}-quick", "model.arch": "tiny", "model.dtype": "float32", "tokenizer": "train:1024",
+        "tasks.train_count": 200, "tasks.held_out_count": 16, "tasks.max_function_bytes": 200, "eval.examples": 4,
+        "prompt.max_tokens": 1024, "answer.max_tokens": 64, "engine.prefix_buckets": (1024,), "engine.groups": 2,
+        "engine.ticks": 64, "rl.steps": 2, "rl.prompts": 2, "rl.samples": 4, "learner.block": 64, "rl.row_tokens": (256,)})
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -75,5 +75,5 @@ def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
 
 def _disk(config: ml_collections.ConfigDict, arch: Arch, directory: pathlib.Path) -> str:
     one = 3 * arch.parameters * BYTES[config.model.param_dtype] / GIB
-    count = config.checkpoint.keep + 1
+    count = config.checkpoints.keep + 1
     return f"disk\n  {directory}: {one:.2f} GiB a checkpoint × {count} at a time = {one * count:.2f} GiB, and logs"

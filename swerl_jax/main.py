@@ -11,7 +11,6 @@ import json
 import pathlib
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -31,7 +30,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exi
 
 CONFIG_NAME = "config.json"
 MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "tasks.")
-RESUMABLE = ("checkpoint.", "log.", "reward.workers")  # settings that a resumed run may change
+RESUMABLE = ("checkpoints.", "log.", "reward.workers")  # settings that a resumed run may change
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -81,7 +80,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
         from swerl_jax.learn.loop import Loop, LoopSettings, StopRequested, StopSignal
 
-        stop = StopSignal(config.checkpoint.grace_s)
+        stop = StopSignal(config.checkpoints.grace_s)
         stop.install()
         train_paths, held_out = assemble.data_paths(config, directory)
         text = assemble.text(config, directory, train_paths)
@@ -94,10 +93,10 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             if not phases:
                 raise ValueError("no phase has steps; set --config.sft.steps or --config.rl.steps")
             evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out)
-            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoint.keep)
+            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoints.keep)
             is_trained = config.init != "random" or phases[0].name == "rl"
             loop = Loop(directory, phases, evaluator, checkpoints, LoopSettings(
-                config.eval.every_steps, config.checkpoint.every_steps, config.optimizer.max_skipped, is_trained), stop,
+                config.eval.every_steps, config.checkpoints.every_steps, config.optimizer.max_skipped, is_trained), stop,
                 tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts)
             print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases)
@@ -123,7 +122,7 @@ def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
         r = config.reward
         spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-        print(score_file(config.input, config.output, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
+        print(score_file(config.input, config.out, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
                          on_malformed=config.on_malformed))
 
 
@@ -139,13 +138,13 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
         held_out = assemble.held_out_path(config, run)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     if config.eval.output:
         rows = (json.dumps(row) for group in groups for row in rollout_rows(group))
         pathlib.Path(config.eval.output).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print(report.evaluation_table({str(config.eval.checkpoint): evaluation.results(groups)}, pass_ks=config.eval.pass_k))
+    print(report.evaluation_table({str(config.checkpoint): evaluation.results(groups)}, pass_ks=config.eval.pass_k))
 
 
 def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -159,7 +158,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         run = _run_directory(config)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = assemble.engine(config, arch, mesh, text, samples=1, temperature=config.sample.temperature,
                                  purpose="sample", groups=1)
         engine.load(params, 0)
@@ -171,26 +170,25 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """A checkpoint's parameters and tokenizer as a directory that `init=hf:DIR` and other tools read."""
     del directory
     with _readable_errors():
-        output, dtype = pathlib.Path(config.output), config.export.dtype
-        if output.exists():
-            raise ValueError(f"{output} exists already; name a new directory with --config.output, or delete it yourself")
+        out = pathlib.Path(config.out)
+        if out.exists():
+            raise ValueError(f"{out} exists already; name a new directory with --config.out, or delete it yourself")
         config = _with_run(config)
         kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
         from swerl_jax import assemble
-        from swerl_jax.policy import hf, hf_weights
+        from swerl_jax.learn import export as exporting
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.eval.checkpoint, assemble.learner(config, arch, mesh, "rl"))
-        partial = output.with_name(output.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was cut off
-        partial.mkdir(parents=True)
-        hf_weights.write(partial, arch, params, dtype)
-        (partial / hf.CONFIG_NAME).write_text(json.dumps(hf.config(arch, dtype), indent=2) + "\n", encoding="utf-8")
-        text.tokenizer.save(partial)
-        write_atomically(partial / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
-        partial.rename(output)  # a reader sees a whole directory or none
-        print(f"{output}: {arch.parameters:,} parameters in {dtype}")
+        model = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+
+        def add_files(place: pathlib.Path) -> None:
+            text.tokenizer.save(place)
+            write_atomically(place / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
+
+        exporting.export(out, arch, model, config.format, config.export.dtype, text.chat.stop_ids,
+                         int(config.export.max_file_gb * 1e9), add_files)
+        print(f"{out}: {arch.parameters:,} parameters in {config.export.dtype}")
 
 
 def report_colour() -> bool:
@@ -239,21 +237,21 @@ def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The settings that the model of `eval.checkpoint` was trained with, changed where the command line or the config does.
+    """The settings that the model of `checkpoint` was trained with, changed where the command line or the config does.
 
     Raises:
       ValueError: there is no such directory, or together they cannot work.
     """
     path = _run_directory(config) / CONFIG_NAME
-    model = shipped.find(config.eval.checkpoint)
+    model = shipped.find(config.checkpoint)
     own: dict[str, Any] = {}
     if model is not None:
         path = pathlib.Path(model, shipped.SETTINGS_NAME)
-        own = {"model.arch": "init", "init": config.eval.checkpoint}
+        own = {"model.arch": "init", "init": config.checkpoint}
         if any(pathlib.Path(model, name).exists() for name in (shipped.TOKENIZER_NAME, shipped.JSON_TOKENIZER_NAME)):
-            own["tokenizer"] = config.eval.checkpoint
-    elif not pathlib.Path(config.eval.checkpoint).is_dir():
-        raise ValueError(f"eval.checkpoint: there is no directory {config.eval.checkpoint}; give that of a run")
+            own["tokenizer"] = config.checkpoint
+    elif not pathlib.Path(config.checkpoint).is_dir():
+        raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
     saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
     saved |= own
     plain = dict(config_lib.flat(config_lib.default()))
@@ -267,7 +265,7 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    given = pathlib.Path(shipped.find(config.eval.checkpoint) or config.eval.checkpoint)
+    given = pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint)
     return given if (given / CONFIG_NAME).exists() else given.parent
 
 

@@ -29,7 +29,7 @@ def get_config(variant=""):
         "sft.muon_learning_rate": 0.01,  # another optimiser than RL's: a resumed run must know whose state it reads
         "rl.steps": 5, "rl.prompts": 2, "rl.samples": 4, "rl.learning_rate": 1e-3, "rl.minibatches": 2,
         "rl.row_tokens": (640,), "learner.block": 32, "learner.remat": "none",
-        "eval.every_steps": 3, "eval.examples": 3, "checkpoint.every_steps": 2, "checkpoint.keep": 2,
+        "eval.every_steps": 3, "eval.examples": 3, "checkpoints.every_steps": 2, "checkpoints.keep": 2,
     })
 
 

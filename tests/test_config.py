@@ -79,9 +79,9 @@ REFUSALS = {
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),
-    "score": ({"task": "score", "input": "a"}, "task score", "--config.output=B.jsonl"),
-    "eval": ({"task": "eval"}, "task eval", "--config.eval.checkpoint=RUN_DIRECTORY"),
-    "sample": ({"task": "sample"}, "task sample", "--config.eval.checkpoint=RUN_DIRECTORY"),
+    "score": ({"task": "score", "input": "a"}, "task score", "--config.out=B.jsonl"),
+    "eval": ({"task": "eval"}, "task eval", "--config.checkpoint=RUN_DIRECTORY"),
+    "sample": ({"task": "sample"}, "task sample", "--config.checkpoint=RUN_DIRECTORY"),
 }
 
 
@@ -108,7 +108,7 @@ def test_names_out_of_a_list(name, wrong, allowed):
         config_lib.check(config_lib.update(config_lib.default(), {name: wrong}))
 
 
-@pytest.mark.parametrize("name", ["rl.prompts", "rl.samples", "rl.minibatches", "rl.epochs", "checkpoint.every_steps",
+@pytest.mark.parametrize("name", ["rl.prompts", "rl.samples", "rl.minibatches", "rl.epochs", "checkpoints.every_steps",
                                   "eval.examples", "answer.max_tokens", "reward.workers"])
 def test_numbers_that_must_not_be_zero(name):
     with pytest.raises(ValueError, match=f"(?m)^{name} is 0; needed is at least 1$"):

@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "policy.sampler": "policy.arch policy.attention policy.llama",
     "policy.engine": "data.records policy.*",
     # learn/: what learns
+    "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
     "learn.advantage": "data.records",
     "learn.batch": "data.records learn.advantage policy.arch policy.attention policy.rows",
     "learn.loss": "",

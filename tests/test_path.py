@@ -70,7 +70,7 @@ def test_training_leaves_what_it_promises(trained):
 @pytest.mark.slow
 def test_a_checkpoint_can_be_evaluated(trained, tmp_path):
     data, directory, _ = trained
-    done = small.run(f"--config=tests/small.py:{data}", "--config.task=eval", f"--config.eval.checkpoint={directory}",
+    done = small.run(f"--config=tests/small.py:{data}", "--config.task=eval", f"--config.checkpoint={directory}",
                      "--config.eval.samples=2", "--config.eval.pass_k=(1, 2)", "--config.eval.temperature=1.0",
                      "--config.eval.examples=2", "--config.reward.name=search_replace",
                      f"--config.data.held_out={data / 'train.jsonl'}",
@@ -87,7 +87,7 @@ def test_a_checkpoint_answers_one_issue(trained, tmp_path):
     data, directory, _ = trained
     (tmp_path / "m.py").write_text("def f(a):\n    return a + 2\n")
     (tmp_path / "issue.txt").write_text("f is wrong")
-    arguments = [f"--config=tests/small.py:{data}", "--config.task=sample", f"--config.eval.checkpoint={directory}"]
+    arguments = [f"--config=tests/small.py:{data}", "--config.task=sample", f"--config.checkpoint={directory}"]
     done = small.run(*arguments, f"--config.sample.issue=@{tmp_path / 'issue.txt'}",
                      f"--config.sample.files={os.path.relpath(tmp_path / 'm.py', small.ROOT)}",
                      "--config.prompt.max_tokens=200", "--config.engine.prefix_buckets=(200,)")
@@ -100,15 +100,16 @@ def test_a_checkpoint_answers_one_issue(trained, tmp_path):
 def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
     data, directory, _ = trained
     config, model = f"--config=tests/small.py:{data}", tmp_path / "model"
-    export = [config, "--config.task=export", f"--config.eval.checkpoint={directory}", f"--config.output={model}"]
+    export = [config, "--config.task=export", f"--config.checkpoint={directory}", f"--config.out={model}"]
     done = small.run(*export)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors", "settings.json"]
+    assert sorted(path.name for path in model.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "settings.json"]
     assert "exists already" in refusal(*export)
     answers = []
     for checkpoint in (directory, f"hf:{model}"):
         output = tmp_path / f"{len(answers)}.jsonl"
-        done = small.run(config, "--config.task=eval", f"--config.eval.checkpoint={checkpoint}",
+        done = small.run(config, "--config.task=eval", f"--config.checkpoint={checkpoint}",
                          f"--config.data.held_out={data / 'held_out.jsonl'}", f"--config.eval.output={output}")
         assert done.returncode == 0, done.stderr
         answers.append(output.read_text())
@@ -127,7 +128,7 @@ def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
     _, directory, _ = trained
     source = directory / "rollouts" / "step_000003.jsonl"
     done = small.run("--config=configs/score.py", f"--config.input={source}",
-                     f"--config.output={tmp_path / 'out.jsonl'}")
+                     f"--config.out={tmp_path / 'out.jsonl'}")
     assert done.returncode == 0, done.stderr
     for before, after in zip(lines(source), lines(tmp_path / "out.jsonl"), strict=True):
         assert before.get("reward") == after.get("reward") and before.get("reason") == after.get("reason")
@@ -158,7 +159,7 @@ WRONG = {
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
-    "no checkpoint": (["--config=configs/eval.py", "--config.eval.checkpoint=/nonexistent/run"],
+    "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
                       "there is no directory /nonexistent/run"),
 }
 
@@ -171,7 +172,7 @@ def test_a_wrong_command_is_one_readable_message(case):
 
 @pytest.mark.parametrize("config", ["tiny.py", "tiny.py:quick", "70b.py", "score.py"])
 def test_dry_run_touches_no_device(config, tmp_path):
-    needed = ["--config.input=a", "--config.output=b"] if config == "score.py" else []
+    needed = ["--config.input=a", "--config.out=b"] if config == "score.py" else []
     done = small.run(f"--config=configs/{config}", *needed, "--dry_run", f"--workdir={tmp_path / 'run'}",
                      JAX_PLATFORMS="nonsense")
     assert done.returncode == 0, done.stderr

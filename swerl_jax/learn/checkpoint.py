@@ -275,6 +275,12 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
+def save_arrays(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
+    """Writes arrays by path as a plain Orbax directory, without host values and manifest; raises CheckpointError."""
+    with _naming_path(directory, "save"), ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), dict(arrays))
+
+
 def write_manifest(step_directory: pathlib.Path) -> None:
     """Records size and SHA-256 of every file of a committed step, atomically.
 

@@ -239,6 +239,11 @@ def from_arrays(abstract: State, arrays: dict[str, jax.Array]) -> State:
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], abstract)
 
 
+def params_to_arrays(model: Llama) -> dict[str, jax.Array]:
+    """The parameters by name: "embed", "layers/qkv", …"""
+    return {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(model)}
+
+
 def _name(path: Any) -> str:
     parts = [str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key)))) for key in path]
     return "/".join(part for part in parts if part != "value")

@@ -1,0 +1,63 @@
+"""A trained model as a directory for others: Hugging Face's layout, or Orbax with the parameters alone.
+
+On the path: behind checkpoint, and the end of it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from swerl_jax.learn.checkpoint import save_arrays
+from swerl_jax.learn.learner import params_to_arrays
+from swerl_jax.policy import hf, hf_weights
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.llama import Llama
+
+FORMATS = ("hf", "orbax")
+GENERATION_NAME = "generation_config.json"
+PARAMS_NAME = "params"  # of the Orbax directory
+
+
+def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: str, stop_ids: Sequence[int],
+           max_file_bytes: int, add_files: Callable[[pathlib.Path], None]) -> None:
+    """Writes a new directory under a temporary name and renames it when complete.
+
+    Args:
+      directory: does not exist. kind: one of FORMATS. dtype: "float32", "bfloat16" or "float16".
+      stop_ids: what ends an answer, for generation_config.json.
+      max_file_bytes: of a safetensors file. add_files: puts more files into the directory before it gets its name.
+
+    Raises:
+      ValueError: an unknown kind or dtype, or a parameter that leaves the dtype's range.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was cut off
+    partial.mkdir(parents=True)
+    if kind == "hf":
+        hf_weights.write(partial, arch, model, dtype, max_file_bytes)
+        _write_json(partial / GENERATION_NAME, {"do_sample": True, "temperature": 1.0, "eos_token_id": list(stop_ids)})
+    elif kind == "orbax":
+        save_arrays(partial / PARAMS_NAME, _cast(params_to_arrays(model), hf_weights.DTYPES[dtype]))
+    else:
+        raise ValueError(f"format is {kind!r}; needed is one of {', '.join(FORMATS)}")
+    _write_json(partial / hf.CONFIG_NAME, hf.config(arch, dtype))
+    add_files(partial)
+    partial.rename(directory)  # a reader sees a whole directory or none
+
+
+def _cast(arrays: dict[str, jax.Array], dtype: jnp.dtype) -> dict[str, jax.Array]:
+    cast = {name: x.astype(dtype) for name, x in arrays.items()}
+    lost = [name for name, x in cast.items() if not jnp.isfinite(x).all()]
+    if lost:
+        raise ValueError(f"{', '.join(lost)} cannot be held in {dtype}: infinite or not a number")
+    return cast
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
