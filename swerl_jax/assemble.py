@@ -37,7 +37,7 @@ from swerl_jax.models import shipped
 from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.engine import Engine, EngineSettings
-from swerl_jax.policy.llama import Llama
+from swerl_jax.policy.llama import Llama, Lora, is_low_rank
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
@@ -247,7 +247,8 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
                    param_dtype=jnp.dtype(config.model.param_dtype), remat=config.learner.remat,
-                   vocabulary_chunk=config.learner.vocabulary_chunk)
+                   vocabulary_chunk=config.learner.vocabulary_chunk,
+                   lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
 
 
 def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSettings:
@@ -299,16 +300,22 @@ def load_params(spec: str, learner: Learner) -> Llama:
     directory = shipped.find(spec)
     if directory is None:
         checkpoints = Checkpoints.open(spec)
-        wanted = {path: x for path, x in to_arrays(learner.abstract).items() if path.startswith("params/")}
+        saved = checkpoints.paths(checkpoints.newest)
+        if learner.lora is None and any(map(is_low_rank, saved)):
+            raise ValueError(f"{spec} learnt a low-rank change; give its lora.rank, lora.alpha and lora.targets, or export it, "
+                             "which merges the change into the matrices")
+        wanted = {path: x for path, x in to_arrays(learner.abstract).items()
+                  if path.startswith("params/") and not (is_low_rank(path) and path not in saved)}
         arrays, _ = checkpoints.restore(checkpoints.newest, wanted, is_part=True)  # whatever optimiser there was
-        return from_arrays(dataclasses.replace(learner.abstract, step=None, opt=None), arrays).params
+        model = learner.abstract.params if any(map(is_low_rank, wanted)) else learner.base
+        return from_arrays(State(None, model, None), arrays).params
     found, wanted = (dataclasses.asdict(one) for one in (hf.read_arch(directory), learner.arch))
     other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted
              if found[name] != wanted[name] and name != "context"]
     if other:
         raise ValueError(f"{spec} has other sizes than the configured model: {'; '.join(other)}; set model.arch and "
                          "tokenizer to its own")
-    return hf_weights.load(directory, learner.arch, learner.abstract.params)
+    return hf_weights.load(directory, learner.arch, learner.base)
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],

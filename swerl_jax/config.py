@@ -56,6 +56,9 @@ KEYS: dict[str, tuple[Any, str]] = {
     "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS (the vocabulary is taken from a tokenizer trained here), or init: what init=hf:DIR holds"),
     "model.dtype": ("bfloat16", "of activations and matrix products: float32 or bfloat16"),
     "model.param_dtype": ("float32", "of parameters and optimiser moments"),
+    "lora.rank": (0, "rank of a low-rank change that learns in place of the parameters; 0: all parameters learn"),
+    "lora.alpha": (32.0, "the change is alpha / rank · A B"),
+    "lora.targets": (("qkv", "out", "gate_up", "down"), "matrices of every layer that change"),
     "mesh.slice": (1, "data-parallel slices [devices]"),
     "mesh.fsdp": (-1, "data and parameter shards [devices]; -1: all that are left"),
     "mesh.tensor": (1, "tensor shards [devices]"),
@@ -221,6 +224,7 @@ _AT_LEAST_ONE = (
     "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
     "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
 )
+_MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
           "top_p {engine.top_p} / top_k {engine.top_k}: answers drawn from a truncated distribution make the policy ratio "
@@ -232,6 +236,12 @@ _RULES = (
           "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),
     _Rule(lambda c: c.reward.truncated != "score" and not _is_number(c.reward.truncated),
           "reward.truncated is {reward.truncated!r}; needed is score or a number"),
+    _Rule(lambda c: c.lora.rank < 0 or (c.lora.rank and not 0 < len(c.lora.targets)) or set(c.lora.targets) - _MATRICES,
+          "lora.rank is {lora.rank} and lora.targets are {lora.targets}; needed are 0 (off) or more, and names out of qkv, out, "
+          "gate_up, down"),
+    _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
+          "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
+          "--config.init"),
     _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),

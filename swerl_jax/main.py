@@ -180,7 +180,8 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        model = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        learner = assemble.learner(config, arch, mesh, "rl")
+        model = learner.merged(assemble.load_params(config.checkpoint, learner))
 
         def add_files(place: pathlib.Path) -> None:
             text.tokenizer.save(place)

@@ -217,6 +217,12 @@ class Checkpoints:
             restored = self._checkpointer.restore(path, args=arguments)
         return dict(restored["arrays"]), restored["host"]
 
+    def paths(self, step: int) -> list[str]:
+        """The paths of the arrays of one step; raises CheckpointError as `restore` does."""
+        path = self._verified_path(step)
+        with _naming_path(path, "restore"):
+            return list(self._checkpointer.metadata(path).item_metadata["arrays"])
+
     def host(self, step: int) -> dict[str, Any]:
         """The host values of one step, without its arrays; raises CheckpointError as `restore` does."""
         path = self._verified_path(step)

@@ -23,7 +23,7 @@ from swerl_jax.learn.batch import Batch
 from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import Llama
+from swerl_jax.policy.llama import Llama, Lora, is_low_rank, merged_matrices
 from swerl_jax.policy.rows import row_logp
 
 
@@ -85,7 +85,10 @@ def _matrices(params: Llama) -> Any:
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt"], meta_fields=[])
 @dataclasses.dataclass
 class State:
-    """All that training changes on the devices: int32 count of updates, parameters, optimiser moments."""
+    """All that training changes on the devices: int32 count of updates, parameters, optimiser moments.
+
+    With a Lora only its parameters change, and the optimiser keeps nothing for the others.
+    """
 
     step: jax.Array
     params: Llama
@@ -102,13 +105,14 @@ class Learner:
 
     Args:
       dtype: of activations and matrix products; parameters stay in param_dtype.
+      lora: what learns in place of the parameters, which are then frozen; None: all of them.
       vocabulary_chunk, remat: see rows.row_logp.
     """
 
     def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
                  dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, vocabulary_chunk: int = 1024,
-                 remat: str = "dots"):
-        self.arch, self.mesh, self.optimizer, self.loss = arch, mesh, optimizer, loss
+                 remat: str = "dots", lora: Lora | None = None):
+        self.arch, self.mesh, self.optimizer, self.loss, self.lora = arch, mesh, optimizer, loss, lora
         self.param_dtype = param_dtype
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
                                 vocabulary_chunk=vocabulary_chunk)
@@ -118,7 +122,9 @@ class Learner:
         # Every output says where it lives: what comes back fits the function that was compiled for what went in.
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         everywhere = mesh_lib.sharding(mesh, "", mesh_lib.LEARNER_RULES)
-        accumulator = shardings.params, {name: everywhere for name in ZERO_SUMS}
+        accumulator = self._learned(shardings.params), {name: everywhere for name in ZERO_SUMS}
+        self._make_low_rank = jax.jit(lambda key: self._learned(Llama(arch, key, param_dtype, lora)),
+                                      out_shardings=self._learned(shardings.params))
         self._init = jax.jit(self._make_state, out_shardings=shardings)
         self._begin = jax.jit(self._fresh, donate_argnums=0, out_shardings=shardings)
         self._zeros = jax.jit(self._make_accumulator, out_shardings=accumulator)
@@ -137,9 +143,29 @@ class Learner:
             return self._init(jax.random.key(seed))
 
     def begin(self, params: Llama) -> State:
-        """A state of a new phase: these parameters, a fresh optimiser. `params` is consumed."""
+        """A state of a new phase: these parameters, a fresh optimiser. `params` is consumed.
+
+        With a Lora that `params` lack (see `base`), fresh low-rank parts join them.
+        """
         with jax.set_mesh(self.mesh):
+            if jax.tree.structure(params) != jax.tree.structure(self.abstract.params):
+                arrays = params_to_arrays(self._make_low_rank(jax.random.key(0))) | params_to_arrays(params)
+                params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], self.abstract.params)
             return self._begin(params)
+
+    @property
+    def base(self) -> Llama:
+        """The shapes and shardings of the parameters without those of the Lora."""
+        return jax.tree_util.tree_map_with_path(lambda path, x: None if is_low_rank(_name(path)) else x, self.abstract.params)
+
+    def merged(self, params: Llama) -> Llama:
+        """The parameters of a plain model: those of the Lora are added to their matrices."""
+        if self.lora is None:
+            return params
+        with jax.set_mesh(self.mesh):
+            plain = jax.eval_shape(lambda: Llama(self.arch, jax.random.key(0), self.param_dtype))
+            arrays = params_to_arrays(params) | jax.jit(merged_matrices)(params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], plain)
 
     def place(self, batch: Batch) -> Batch:
         """The batch's rows on the mesh."""
@@ -179,14 +205,19 @@ class Learner:
         return state, {name: float(value) for name, value in jax.device_get(report).items()}
 
     def _make_state(self, key: jax.Array) -> State:
-        params = Llama(self.arch, key, self.param_dtype)
-        return self._fresh(params)
+        return self._fresh(Llama(self.arch, key, self.param_dtype, self.lora))
 
     def _fresh(self, params: Llama) -> State:
-        return State(jnp.zeros((), jnp.int32), params, self._transformation.init(params))
+        return State(jnp.zeros((), jnp.int32), params, self._transformation.init(self._learned(params)))
+
+    def _learned(self, params: Llama) -> Llama:
+        """The tree without the leaves that are frozen."""
+        if self.lora is None:
+            return params
+        return jax.tree_util.tree_map_with_path(lambda path, x: x if is_low_rank(_name(path)) else None, params)
 
     def _make_accumulator(self, params: Llama) -> tuple[Any, dict[str, jax.Array]]:
-        return jax.tree.map(jnp.zeros_like, params), {name: jnp.float32(value) for name, value in ZERO_SUMS.items()}
+        return jax.tree.map(jnp.zeros_like, self._learned(params)), {name: jnp.float32(value) for name, value in ZERO_SUMS.items()}
 
     def _abstract_state(self) -> State:
         with jax.set_mesh(self.mesh):
@@ -213,7 +244,8 @@ class Learner:
         return loss, {**sums, "loss": loss, "logp_diff_max": jnp.max(jnp.where(batch.is_sampled, difference, 0.0))}
 
     def _accumulate(self, params: Llama, gradient: Any, sums: dict[str, jax.Array], batch: Batch, ref_logp: jax.Array):
-        part, new = jax.grad(self._loss, has_aux=True)(params, batch, ref_logp)
+        part, new = jax.grad(lambda learned: self._loss(_joined(learned, params), batch, ref_logp), has_aux=True)(
+            self._learned(params))
         added = {name: jnp.maximum(value, new[name]) if name.endswith("_max") else value + new[name]
                  for name, value in sums.items()}
         return jax.tree.map(jnp.add, gradient, part), added
@@ -223,10 +255,16 @@ class Learner:
         is_finite = jnp.isfinite(norm)
         scale = jnp.minimum(1.0, self.optimizer.max_grad_norm / jnp.maximum(norm, 1e-30))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        updates, opt = self._transformation.update(gradient, state.opt, state.params)
-        new = State(state.step + 1, optax.apply_updates(state.params, updates), opt)
+        learned = self._learned(state.params)
+        updates, opt = self._transformation.update(gradient, state.opt, learned)
+        new = State(state.step + 1, _joined(optax.apply_updates(learned, updates), state.params), opt)
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
         return new, {"grad_norm": norm, "lr": self._rate(state.step), "skipped": 1.0 - is_finite}
+
+
+def _joined(learned: Llama, params: Llama) -> Llama:
+    """`params` with the leaves that `learned` has."""
+    return jax.tree.map(lambda new, old: old if new is None else new, learned, params, is_leaf=lambda x: x is None)
 
 
 def to_arrays(state: State) -> dict[str, jax.Array]:

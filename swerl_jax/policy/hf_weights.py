@@ -167,7 +167,7 @@ def _stacked(x: jax.ShapeDtypeStruct, filler: Callable[[int], Callable]) -> jax.
 
 
 def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored]) -> None:
-    wanted = _shapes(arch)
+    wanted = shapes(arch)
     ignored = {"lm_head.weight"} if arch.is_tied else set()  # some write the tied matrix twice
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not in the model" for name in tensors
@@ -179,7 +179,7 @@ def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored]) -> 
         raise ValueError(f"the tensors in {directory} do not fit its config.json:\n  " + "\n  ".join(faults))
 
 
-def _shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
+def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Every tensor's name and shape."""
     (top, layer), sizes = _places(arch), _sizes(arch)
     return {**{place.theirs: place.shape(sizes) for place in top},

@@ -12,8 +12,9 @@ one array whose key-head axis comes first, gate and up are one array, so that ea
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,9 @@ LAYER_AXES = {
     "attention_norm": "L D", "qkv": "L D K y H", "out": "L K G H D",
     "mlp_norm": "L D", "gate_up": "L D x F", "down": "L F D",
     "qkv_bias": "L K y H", "query_norm": "L H", "key_norm": "L H",  # where the arch has them
+    # Low-rank changes of the matrices, where a Lora asks for them (r: its rank).
+    "qkv_a": "L D r", "qkv_b": "L r K y H", "out_a": "L K G H r", "out_b": "L r D",
+    "gate_up_a": "L D r", "gate_up_b": "L r x F", "down_a": "L F r", "down_b": "L r D",
 }
 TOP_AXES = {"embed": "V D", "final_norm": "D", "head": "V D"}
 
@@ -43,6 +47,33 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME))),
 }
+
+
+MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # how many axes of input each has
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A low-rank change of some matrices W of every layer: W + alpha / rank · A B, with B zero at first.
+
+    Only A and B learn, in float32. Source: "LoRA", arXiv 2106.09685, §4.1. We differ in that q, k and v (and gate and up),
+    which are one matrix here, share one A.
+
+    Raises ValueError for a rank below 1, no target or an unknown one.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = tuple(MATRICES)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets or set(self.targets) - set(MATRICES):
+            raise ValueError(f"got {self}; needed are a rank of at least 1 and targets out of {', '.join(MATRICES)}")
+
+
+def is_low_rank(name: str) -> bool:
+    """Whether the parameter of this name belongs to a Lora."""
+    return name.rpartition("/")[2] in {f"{matrix}_{part}" for matrix in MATRICES for part in "ab"}
 
 
 def _normal(key: jax.Array, axes: str, shape: tuple[int, ...], scale: float, dtype: Any) -> nnx.Param:
@@ -64,7 +95,7 @@ def _partition(axes: str) -> tuple[Any, ...]:
 class Layers(nnx.Module):
     """The parameters of all layers, stacked; one layer after `jax.lax.scan` or `unstack` has cut it out."""
 
-    def __init__(self, arch: Arch, key: jax.Array, dtype: Any):
+    def __init__(self, arch: Arch, key: jax.Array, dtype: Any, lora: Lora | None = None):
         L, D, K, G, H, F = arch.L, arch.D, arch.K, arch.G, arch.H, arch.F
         keys = jax.random.split(key, 4)
         narrow = 1 / math.sqrt(2 * L)  # the residual stream sums 2L branches (GPT-2's initialisation)
@@ -77,6 +108,16 @@ class Layers(nnx.Module):
         self.qkv_bias = _zeros(LAYER_AXES["qkv_bias"], (L, K, G + 2, H), dtype) if arch.has_qkv_bias else None
         self.query_norm = _ones(LAYER_AXES["query_norm"], (L, H), dtype) if arch.has_qk_norm else None
         self.key_norm = _ones(LAYER_AXES["key_norm"], (L, H), dtype) if arch.has_qk_norm else None
+        self.lora_scale = 0.0 if lora is None else lora.alpha / lora.rank
+        for i, (name, axes) in enumerate(MATRICES.items()):
+            is_changed = lora is not None and name in lora.targets
+            _, *shape = getattr(self, name).shape
+            a, b = ((L, *shape[:axes], lora.rank), (L, lora.rank, *shape[axes:])) if is_changed else (None, None)
+            scale = math.prod(shape[:axes]) ** -0.5
+            low_rank = jnp.float32  # also beside a bfloat16 base: it is what learns
+            key = jax.random.fold_in(keys[0], i)
+            setattr(self, f"{name}_a", _normal(key, LAYER_AXES[f"{name}_a"], a, scale, low_rank) if is_changed else None)
+            setattr(self, f"{name}_b", _zeros(LAYER_AXES[f"{name}_b"], b, low_rank) if is_changed else None)
 
 
 class Llama(nnx.Module):
@@ -86,11 +127,11 @@ class Llama(nnx.Module):
       embed: [V D]. head: [V D], or None when tied. final_norm: [D]. layers: Layers, stacked on L.
     """
 
-    def __init__(self, arch: Arch, key: jax.Array, dtype: Any = jnp.float32):
+    def __init__(self, arch: Arch, key: jax.Array, dtype: Any = jnp.float32, lora: Lora | None = None):
         keys = jax.random.split(key, 3)
         scale = arch.D**-0.5
         self.embed = _normal(keys[0], TOP_AXES["embed"], (arch.V, arch.D), scale, dtype)
-        self.layers = Layers(arch, keys[1], dtype)
+        self.layers = Layers(arch, keys[1], dtype, lora)
         self.final_norm = _ones(TOP_AXES["final_norm"], (arch.D,), dtype)
         self.head = None if arch.is_tied else _normal(keys[2], TOP_AXES["head"], (arch.V, arch.D), scale, dtype)
 
@@ -170,12 +211,32 @@ def _product_backward(axes: int, saved: tuple[jax.Array, jax.Array], dy: jax.Arr
 product.defvjp(lambda x, w, axes: (_product(x, w, axes), (x, w)), _product_backward)
 
 
+def _linear(x: jax.Array, layer: Layers, name: str) -> jax.Array:
+    """One of MATRICES applied to x, with its low-rank change."""
+    axes = MATRICES[name]
+    y = product(x, getattr(layer, name)[...].astype(x.dtype), axes)
+    a, b = getattr(layer, f"{name}_a"), getattr(layer, f"{name}_b")
+    if a is None:
+        return y
+    return y + layer.lora_scale * product(product(x, a[...].astype(x.dtype), axes), b[...].astype(x.dtype))
+
+
+def merged_matrices(model: Llama) -> dict[str, jax.Array]:
+    """The matrices that have a low-rank change with it added, in their dtype: {"layers/qkv": [L …], …}."""
+    layers, found = model.layers, {}
+    for name in MATRICES:
+        if getattr(layers, f"{name}_a") is not None:
+            w, a, b = (getattr(layers, part)[...] for part in (name, f"{name}_a", f"{name}_b"))
+            change = jax.vmap(partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST))(a, b)
+            found[f"layers/{name}"] = (w.astype(jnp.float32) + layers.lora_scale * change).astype(w.dtype)
+    return found
+
+
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any):
-    dtype = x.dtype
     h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
-    qkv = product(h, layer.qkv[...].astype(dtype))
+    qkv = _linear(h, layer, "qkv")
     if layer.qkv_bias is not None:
-        qkv = qkv + layer.qkv_bias[...].astype(dtype)
+        qkv = qkv + layer.qkv_bias[...].astype(x.dtype)
     # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
     turning, v = jax.lax.split(qkv, (arch.G + 1, 1), axis=qkv.ndim - 2)
     if layer.query_norm is not None:
@@ -184,12 +245,12 @@ def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Ar
     turned = rotate(turning, cos[..., None, None, :], sin[..., None, None, :])
     q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
     o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
-    x = x + product(o, layer.out[...].astype(dtype), 3)
+    x = x + _linear(o, layer, "out")
     h = rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon)
-    gate_up = product(h, layer.gate_up[...].astype(dtype))
+    gate_up = _linear(h, layer, "gate_up")
     gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)
     hidden = (jax.nn.silu(gate) * up)[..., 0, :]
-    return x + product(hidden, layer.down[...].astype(dtype)), cache
+    return x + _linear(hidden, layer, "down"), cache
 
 
 def trunk(model: Llama, arch: Arch, ids: jax.Array, position: jax.Array, attend: Attend, caches: Any = None, *,

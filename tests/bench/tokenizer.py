@@ -17,7 +17,9 @@ import time
 
 import tokenizers
 
-from swerl_jax.env.byte_pairs import JsonTokenizer
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from swerl_jax.env.byte_pairs import JsonTokenizer  # noqa: E402: the checkout comes first
 
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
          r"|\s+(?!\S)|\s+")
