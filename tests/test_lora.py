@@ -1,6 +1,7 @@
 """Low-rank changes: nothing at first, the plain computation with merged matrices afterwards, and a frozen base."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ LORA = Lora(RANK, ALPHA)
 PACKING = PackSettings((16,), (24,), 8, 24, rows=1)
 
 
-def _learner(lora=LORA, **changes):
+@functools.cache
+def _learner(lora=LORA, param_dtype=jnp.float32):
     return Learner(ARCH, reference.one_device(), OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"), lora=lora,
-                   **changes)
+                   param_dtype=param_dtype)
 
 
 def _changed(learner, seed=5):
