@@ -1,6 +1,6 @@
 """(Re-)scores answers: no model, no accelerator.
 
-    python -m swerl_jax.main --config=configs/score.py --config.input=A.jsonl --config.out=B.jsonl
+    python -m swerl_jax.main --config=configs/score.py --config.input=A.jsonl --config.output=B.jsonl
 
 Each row carries `output`, `code_context` and `oracle_new_content`, or the file is one of a run's rollouts/. Rows come
 back in their order with `reward`, `reason`, `status` and `similarities`.

@@ -129,13 +129,14 @@ KEYS: dict[str, tuple[Any, str]] = {
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------
     "input": ("", "task score: JSONL with output, code_context, oracle_new_content, or a rollout file"),
-    "out": ("", "task score: where the scored rows go; task export: the directory to make"),
+    "output": ("", "task score: where the scored rows go"),
     "on_malformed": ("stop", "task score: a malformed row: stop, or skip (and count) it"),
     # -- task sample -----------------------------------------------------------------------------------------------------
     "sample.issue": ("", "the issue's text, or @FILE"),
     "sample.files": ("", "paths of the files shown, separated by commas"),
     "sample.temperature": (0.0, "0 is greedy"),
     # -- task export -----------------------------------------------------------------------------------------------------
+    "out": ("", "task export: the directory to make"),
     "format": ("hf", "hf (safetensors, as Hugging Face lays a model out) or orbax (the parameters alone)"),
     "export.dtype": ("float32", "of the written parameters: float32, bfloat16 or float16"),
     "export.max_file_gb": (5.0, "size of a safetensors file, at most [GB]"),
@@ -248,8 +249,8 @@ _RULES = (
           "data.weights {data.weights} and data.train {data.train} differ in number; give one weight a path"),
     _Rule(lambda c: any(k > c.eval.samples for k in c.eval.pass_k),
           "eval.pass_k {eval.pass_k} needs more answers than eval.samples {eval.samples}"),
-    _Rule(lambda c: c.task == "score" and not (c.input and c.out),
-          "task score needs --config.input=A.jsonl and --config.out=B.jsonl"),
+    _Rule(lambda c: c.task == "score" and not (c.input and c.output),
+          "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
     _Rule(lambda c: c.task == "export" and not c.out, "task export needs --config.out=DIRECTORY"),
     _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.checkpoint,
           "task {task} needs --config.checkpoint=RUN_DIRECTORY"),

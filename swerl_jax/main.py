@@ -122,7 +122,7 @@ def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
         r = config.reward
         spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-        print(score_file(config.input, config.out, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
+        print(score_file(config.input, config.output, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
                          on_malformed=config.on_malformed))
 
 

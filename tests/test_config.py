@@ -79,7 +79,7 @@ REFUSALS = {
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),
-    "score": ({"task": "score", "input": "a"}, "task score", "--config.out=B.jsonl"),
+    "score": ({"task": "score", "input": "a"}, "task score", "--config.output=B.jsonl"),
     "eval": ({"task": "eval"}, "task eval", "--config.checkpoint=RUN_DIRECTORY"),
     "sample": ({"task": "sample"}, "task sample", "--config.checkpoint=RUN_DIRECTORY"),
 }

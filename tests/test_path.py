@@ -128,7 +128,7 @@ def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
     _, directory, _ = trained
     source = directory / "rollouts" / "step_000003.jsonl"
     done = small.run("--config=configs/score.py", f"--config.input={source}",
-                     f"--config.out={tmp_path / 'out.jsonl'}")
+                     f"--config.output={tmp_path / 'out.jsonl'}")
     assert done.returncode == 0, done.stderr
     for before, after in zip(lines(source), lines(tmp_path / "out.jsonl"), strict=True):
         assert before.get("reward") == after.get("reward") and before.get("reason") == after.get("reason")
@@ -172,7 +172,7 @@ def test_a_wrong_command_is_one_readable_message(case):
 
 @pytest.mark.parametrize("config", ["tiny.py", "tiny.py:quick", "70b.py", "score.py"])
 def test_dry_run_touches_no_device(config, tmp_path):
-    needed = ["--config.input=a", "--config.out=b"] if config == "score.py" else []
+    needed = ["--config.input=a", "--config.output=b"] if config == "score.py" else []
     done = small.run(f"--config=configs/{config}", *needed, "--dry_run", f"--workdir={tmp_path / 'run'}",
                      JAX_PLATFORMS="nonsense")
     assert done.returncode == 0, done.stderr
