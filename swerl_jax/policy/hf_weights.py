@@ -12,11 +12,12 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -107,7 +108,7 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
       abstract: `policy.llama.Llama` of ShapeDtypeStructs that have shardings; the layers' axis L is not cut.
 
     Returns:
-      The model in the dtypes and on the devices of `abstract`. On the host there is never more than one layer's array.
+      The model in the dtypes and on the devices of `abstract`. On the host there is never more than one of the tensors.
 
     Raises:
       ValueError: missing, surplus or misshapen tensors, all of them named; or a file that cannot be read.
@@ -120,49 +121,31 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
         name = next(key.name for key in reversed(path) if getattr(key, "name", None) in LAYER_AXES | TOP_AXES)
         if name in TOP_AXES:
-            one = _Filler([place for place in top if place.ours == name], TOP_AXES[name], sizes, tensors, x.dtype)
-            return jax.make_array_from_callback(x.shape, x.sharding, partial(one.fill, ""))
-        one = _Filler([place for place in layer if place.ours == name], LAYER_AXES[name].removeprefix("L "), sizes, tensors,
-                      x.dtype)
-        return _stacked(x, lambda i: partial(one.fill, f"model.layers.{i}."))
+            (place,) = [place for place in top if place.ours == name]
+            return _placed(place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes), x.sharding, x.dtype)
+        places = [place for place in layer if place.ours == name]
+        return _stacked(x, LAYER_AXES[name], {
+            (i, place): tensors[f"model.layers.{i}.{place.theirs}"] for i in range(arch.L) for place in places}, sizes)
 
     return jax.tree_util.tree_map_with_path(make, abstract)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Filler:
-    """Fills any part of one of our arrays of a layer from their tensors."""
-
-    places: list[_Place]
-    axes: str
-    sizes: Mapping[str, int]
-    tensors: Mapping[str, stored.Stored]
-    dtype: Any
-
-    def fill(self, prefix: str, index: tuple[slice, ...]) -> np.ndarray:
-        letters = self.axes.split()
-        wanted = [range(*part.indices(self.sizes[x])) for part, x in zip(index, letters, strict=True)]
-        out = np.empty([len(each) for each in wanted], self.dtype)
-        for place in self.places:
-            source, target = [slice(each.start, each.stop) for each in wanted], [slice(None)] * len(letters)
-            if place.letter:
-                at = letters.index(place.letter)
-                first, last = max(wanted[at].start, place.start), min(wanted[at].stop, place.stop)
-                source[at] = slice(first - place.start, max(last, first) - place.start)
-                target[at] = slice(first - wanted[at].start, max(last, first) - wanted[at].start)
-            theirs = self.tensors[prefix + place.theirs].read()
-            out[tuple(target)] = place.to_ours(theirs, self.axes, self.sizes)[tuple(source)]
-        return out
+def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
+    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`."""
+    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=False))
 
 
-def _stacked(x: jax.ShapeDtypeStruct, filler: Callable[[int], Callable]) -> jax.Array:
-    """Layer after layer into an array [L …] on the devices."""
+def _stacked(x: jax.ShapeDtypeStruct, axes: str, tensors: Mapping[tuple[int, _Place], stored.Stored],
+             sizes: Mapping[str, int]) -> jax.Array:
+    """Tensor after tensor to its place in an array [L …] on the devices."""
+    letters = axes.split()
     of_layer = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
-    stack = jax.jit(lambda: jax.numpy.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
-    put = jax.jit(lambda stack, one, i: jax.lax.dynamic_update_index_in_dim(stack, one, i, 0), donate_argnums=0,
+    stack = jax.jit(lambda: jnp.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
+    put = jax.jit(lambda stack, one, start: jax.lax.dynamic_update_slice(stack, one[None], start), donate_argnums=0,
                   out_shardings=x.sharding)
-    for i in range(x.shape[0]):
-        stack = put(stack, jax.make_array_from_callback(x.shape[1:], of_layer, filler(i)), i)
+    for (i, place), tensor in tensors.items():
+        one = _placed(place.to_ours(tensor.read(), " ".join(letters[1:]), sizes), of_layer, x.dtype)
+        stack = put(stack, one, [i] + [place.start if letter == place.letter else 0 for letter in letters[1:]])
     return stack
 
 
