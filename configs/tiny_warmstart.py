@@ -5,14 +5,14 @@
         --config.export.dtype=float16 --config.out=exported
 
 First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model learns to find lines of
-its prompt and to write them again. Then injected bugs in functions of the standard library, read once each.
+its prompt and to write them again. Then injected bugs in functions of the standard library and pieces of them, read once each,
+a third with the repair told in the issue. The taught thought tells the change in words.
 
 The shipped parameters come from a shorter form of this recipe: 1,500 steps (16,000 drills, then 32,000 bugs in whole functions,
 no repair told), a taught thought of "Fix it."; seed 0, Python 3.11.7, two AMD EPYC cores shared with other work, 53 minutes;
 exported as float16. On the first 200 held-out tasks of then, greedy: 56.5 % [49.5, 63.5] usable answers (25.5 % change nothing,
 15.5 % search for lines that are not there), mean reward 0.087, 0.924 among usable ones, 29.5 % [23.0, 36.0] exact.
-`swerl_jax/models/tiny/scores.json` has the scores that
-a test holds the parameters to.
+`swerl_jax/models/tiny/scores.json` has the scores that a test holds the parameters to.
 """
 
 from swerl_jax import config as config_lib
