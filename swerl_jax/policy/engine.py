@@ -27,7 +27,7 @@ from swerl_jax.data.records import LENGTH, STOP, Turn
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy import sampler
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
 
 PREFIX_AXES = ("P K H S", "P K S H")
 BRANCH_AXES = ("P R K H C", "P R K C H")
@@ -378,8 +378,7 @@ class Engine:
     def _convert(self, model: Llama) -> Any:
         """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so."""
         def place(path: Any, x: jax.Array) -> jax.Array:
-            name = next(key.name for key in reversed(path) if getattr(key, "name", None) in LAYER_AXES | TOP_AXES)
-            axes = {**LAYER_AXES, **TOP_AXES}[name]
+            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
             axes = axes if x.ndim == len(axes.split()) else axes.removeprefix("L ")
             sharding = mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
             return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), sharding)

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from swerl_jax.policy import stored
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, parameter_name
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -119,7 +119,7 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     sizes = _sizes(arch)
 
     def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
-        name = next(key.name for key in reversed(path) if getattr(key, "name", None) in LAYER_AXES | TOP_AXES)
+        name = parameter_name(path)
         if name in TOP_AXES:
             (place,) = [place for place in top if place.ours == name]
             return _placed(place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes), x.sharding, x.dtype)

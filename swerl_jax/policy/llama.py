@@ -36,6 +36,7 @@ LAYER_AXES = {
     "gate_up_a": "L D r", "gate_up_b": "L r x F", "down_a": "L F r", "down_b": "L r D",
 }
 TOP_AXES = {"embed": "V D", "final_norm": "D", "head": "V D"}
+MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # how many axes of input each has
 
 # attend(q [.. T K G H], k [.. T K H], v [.. T K H], cache of this layer) → (o [.. T K G H], new cache of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -49,7 +50,9 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
-MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # how many axes of input each has
+def parameter_name(path: Any) -> str:
+    """The name in LAYER_AXES or TOP_AXES of the leaf at a path of the model's tree."""
+    return next(key.name for key in reversed(path) if getattr(key, "name", None) in LAYER_AXES | TOP_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
