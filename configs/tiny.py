@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
         "name": "tiny", "seed": 1, "init": "embedded:tiny", "tokenizer": "embedded:tiny", "phases": ("rl",),
         "tasks.train_count": 4000, "tasks.held_out_count": 420, "tasks.max_function_bytes": 240,
         "tasks.is_cut": True, "tasks.operators": INFERABLE,
-        "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_above": 100,
+        "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_around": 100,
         "prompt.max_tokens": 160, "answer.max_tokens": 224,
         "model.arch": "init", "model.dtype": "float32",
         "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48,

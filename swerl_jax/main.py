@@ -29,7 +29,7 @@ RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 
 CONFIG_NAME = "config.json"
-MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_above",
+MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_around",
                   "tasks.")
 RESUMABLE = ("checkpoints.", "log.", "reward.workers")  # settings that a resumed run may change
 
