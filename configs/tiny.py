@@ -25,8 +25,9 @@ VARIANTS = {
                 "sft.muon_learning_rate": 0.02, "sft.schedule": "cosine", "sft.warmup_steps": 50,
                 "tasks.reworded_share": 0.5, "tasks.told_share": 0.2,
                 "rl.steps": 10, "rl.row_tokens": (), "eval.every_steps": 0},
-    "quick": {"name": "tiny-quick", "tasks.train_count": 200, "tasks.held_out_count": 40, "eval.examples": 32,
-              "eval.every_steps": 0, "rl.steps": 3, "rl.prompts": 4, "checkpoints.every_steps": 2},
+    "quick": {"name": "tiny-quick", "tasks.train_count": 40, "tasks.held_out_count": 24, "eval.examples": 16, "eval.samples": 1,
+              "engine.groups": 4, "engine.prefix_buckets": (160,), "rl.row_tokens": (1536,), "rl.steps": 2, "rl.prompts": 4,
+              "checkpoints.every_steps": 2},
 }
 
 
