@@ -221,7 +221,7 @@ class Learner:
 
     def _abstract_state(self) -> State:
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(self._make_state, jax.random.key(0))
+            shapes = jax.eval_shape(lambda: self._make_state(jax.random.key(0)))  # the key, too, on no device
             # By path: where an optimiser keeps nothing for a parameter, the one tree has no leaf and the other has.
             shardings = dict(jax.tree_util.tree_leaves_with_path(nnx.get_named_sharding(shapes, self.mesh)))
         return jax.tree_util.tree_map_with_path(
