@@ -205,7 +205,7 @@ def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text
     e = config.engine
     shards = mesh.shape["slice"] * mesh.shape["fsdp"]
     slots = -(-(groups or e.groups) // shards) * shards
-    is_cpu = jax.default_backend() == "cpu"
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
     unroll = {"true": True, "false": False, "auto": is_cpu and arch.L <= UNROLLED_LAYERS}[str(e.unroll_layers).lower()]
     return Engine(arch, EngineSettings(
         groups=slots, samples=samples, prefix_buckets=prefix_buckets(config),

@@ -1,0 +1,129 @@
+"""What an engine runs on its devices, with where everything lives: one jitted function a step, and its caches.
+
+The engine calls these functions; the planner lowers the same ones on shapes, for devices that are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy import sampler
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
+
+PREFIX_AXES = ("P K H S", "P K S H")
+BRANCH_AXES = ("P R K H C", "P R K C H")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """Shapes and sampling of an engine.
+
+    Attributes:
+      groups, samples: P slots of R lanes that decode together.
+      prefix_buckets: sizes S that a padded prefix may take, ascending.
+      branch_buckets: sizes C that a branch's cache may take, ascending.
+      ticks: tokens a chunk; the host looks between chunks only.
+      extend_tokens: ids fed in one call when a branch is given ids it did not draw.
+      stop_ids: ids that end a turn.
+      temperature: of the distribution that is sampled and whose log-probabilities are reported; 0 is greedy.
+      seed, purpose: of the random numbers.
+      dtype: of weights, caches and matrix products.
+      is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
+    """
+
+    groups: int
+    samples: int
+    prefix_buckets: tuple[int, ...]
+    branch_buckets: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    ticks: int = 32
+    extend_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    purpose: str = "train"
+    dtype: Any = jnp.float32
+    is_unrolled: bool = True
+
+    @property
+    def spare_columns(self) -> int:
+        """Columns of a branch's cache beyond its bucket: a chunk, or what is fed in one call, may reach past its end."""
+        return max(self.ticks, self.extend_tokens)
+
+
+class EngineSteps:
+    """The jitted functions of an engine.
+
+    Attributes:
+      load: the learner's model → the engine's (see `convert`).
+      prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
+        is compiled once a shape.
+    """
+
+    def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh):
+        self.arch, self.settings, self.mesh = arch, settings, mesh
+        common = {"arch": arch, "dtype": settings.dtype}
+        caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
+        if settings.is_unrolled:
+            caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
+        self.load = jax.jit(self.convert)
+        self.prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches", out_shardings=caches)
+        self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
+        self.decode = jax.jit(partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, **common),
+                              donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
+
+    @property
+    def compilations(self) -> int:
+        """How many times prefill, extend and decode were compiled."""
+        return sum(function._cache_size() for function in (self.prefill, self.extend, self.decode))
+
+    def caches(self, S: int, C: int) -> sampler.Caches:
+        """The shapes and shardings of the caches for prefixes of S and branches of C tokens."""
+        arch, settings = self.arch, self.settings
+        sizes = {"P": settings.groups, "R": settings.samples, "K": arch.K, "H": arch.H, "S": S,
+                 "C": C + settings.spare_columns, "L": arch.L}
+
+        def shape(axes: str) -> jax.ShapeDtypeStruct:
+            letters = axes if settings.is_unrolled else "L " + axes
+            return jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in letters.split()), settings.dtype,
+                                        sharding=self._cache_sharding(axes))
+
+        def cache(pair: tuple[str, str]) -> Any:
+            if settings.is_unrolled:
+                return tuple(tuple(map(shape, pair)) for _ in range(arch.L))
+            return tuple(map(shape, pair))
+
+        return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
+
+    def live_columns(self, length: int, C: int) -> int:
+        """A power of two of chunks that covers `length`, so that short branches are not charged for long ones."""
+        columns = 0 if length == 0 else self.settings.ticks
+        while columns < length:
+            columns *= 2
+        return min(columns, C + self.settings.spare_columns)
+
+    def convert(self, model: Llama) -> Any:
+        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so."""
+        def place(path: Any, x: jax.Array) -> jax.Array:
+            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+            axes = axes if x.ndim == len(axes.split()) else axes.removeprefix("L ")
+            sharding = mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
+            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), sharding)
+
+        model = jax.tree.map(lambda x: x, model)
+        if self.settings.is_unrolled:
+            layers = model.layers
+            model.layers = nnx.data(tuple(jax.tree.map(lambda x: x[i], layers) for i in range(self.arch.L)))
+        return jax.tree_util.tree_map_with_path(place, model)
+
+    def _cache_sharding(self, axes: str) -> NamedSharding:
+        letters = axes if self.settings.is_unrolled else "L " + axes
+        return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
