@@ -40,13 +40,12 @@ check_flat() {
 check_cube() {
   local a b c
   [[ " $SMALL_CUBES " != *" $SHAPE "* ]] || return 0
-  IFS=x read -r a b c <<< "$SHAPE"
-  case "$a$b$c" in
-    "" | *[!0-9]*) a=1 ;;
-  esac
-  [[ -n "$b" && -n "$c" && $((a % 4 + b % 4 + c % 4)) == 0 && "$a" -gt 0 && "$a" -le "$b" && "$b" -le "$c" ]] ||
-    refuse "$1 is not a v5p topology" "its shapes are $SMALL_CUBES," \
-      "and AxBxC of multiples of 4 with A <= B <= C, for example 4x4x4, 4x4x8 or 8x8x8"
+  if [[ "$SHAPE" =~ ^[1-9][0-9]*x[1-9][0-9]*x[1-9][0-9]*$ ]]; then
+    IFS=x read -r a b c <<< "$SHAPE"
+    [[ $((a % 4 + b % 4 + c % 4)) != 0 || "$a" -gt "$b" || "$b" -gt "$c" ]] || return 0
+  fi
+  refuse "$1 is not a v5p topology" "its shapes are $SMALL_CUBES," \
+    "and AxBxC of multiples of 4 with A <= B <= C, for example 4x4x4, 4x4x8 or 8x8x8"
 }
 
 set_chips_per_host() {
