@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "env.collector": "data.records env.chat env.episode env.prompts env.reward env.scorer env.vocabulary",
     # policy/: ids and arrays; of the rest it knows the nouns alone
     "policy.arch": "",
+    "policy.chips": "",
     "policy.stored": "",
     "policy.hf": "policy.arch policy.stored",
     "policy.hf_weights": "policy.arch policy.llama policy.stored",
@@ -63,6 +64,8 @@ MAY_IMPORT = {
     "policy.engine": "data.records policy.*",
     # learn/: what learns
     "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
+    "learn.flop_count": "",
+    "learn.hlo_count": "",
     "learn.advantage": "data.records",
     "learn.batch": "data.records learn.advantage policy.arch policy.attention policy.rows",
     "learn.loss": "",
