@@ -247,7 +247,7 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
                    param_dtype=jnp.dtype(config.model.param_dtype), remat=config.learner.remat,
-                   vocabulary_chunk=config.learner.vocabulary_chunk,
+                   vocabulary_chunk=config.learner.vocabulary_chunk, attention=config.learner.attention,
                    lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
 
 

@@ -112,6 +112,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
     "learner.remat": ("dots", "what the backward pass computes again: a name in policy.llama.REMAT"),
+    "learner.attention": ("auto", "plain, splash (the TPU's kernel; interpreted elsewhere, slowly), or auto: what suits the devices"),
     "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
     "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),
@@ -214,6 +215,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "engine.unroll_layers": ("auto", "true", "false"),
+    "learner.attention": ("auto", "plain", "splash"),
     "rl.advantage": ("grpo", "dr_grpo", "rloo"),
     "rl.loss": ("clip", "cispo"),
     "rl.aggregation": ("token_mean", "sequence_mean", "constant"),

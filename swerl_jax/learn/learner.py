@@ -24,7 +24,7 @@ from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank, merged_matrices
-from swerl_jax.policy.rows import row_logp
+from swerl_jax.policy.rows import row_attention, row_logp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +106,16 @@ class Learner:
     Args:
       dtype: of activations and matrix products; parameters stay in param_dtype.
       lora: what learns in place of the parameters, which are then frozen; None: all of them.
-      vocabulary_chunk, remat: see rows.row_logp.
+      vocabulary_chunk, remat: see rows.row_logp. attention: see rows.row_attention.
     """
 
     def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
                  dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, vocabulary_chunk: int = 1024,
-                 remat: str = "dots", lora: Lora | None = None):
+                 remat: str = "dots", lora: Lora | None = None, attention: str = "auto"):
         self.arch, self.mesh, self.optimizer, self.loss, self.lora = arch, mesh, optimizer, loss, lora
         self.param_dtype = param_dtype
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
-                                vocabulary_chunk=vocabulary_chunk)
+                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh))
         self._rate = optimizer.rate()
         self._transformation = optimizer.build()
         self.abstract = self._abstract_state()
