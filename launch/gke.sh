@@ -17,6 +17,7 @@
 #   --namespace=default  --service_account=default   the latter may read and write --workdir
 #   --spot                    on Spot nodes
 #   --node_selector=KEY=VALUE, --label=KEY=VALUE, --env=KEY=VALUE   again and again (label: kueue.x-k8s.io/queue-name=QUEUE)
+#   --volume=CLAIM:/PATH      a PersistentVolumeClaim (of a file system that many nodes may write) in each pod, again and again
 #   --pool_flag=--FLAG=VALUE  pool: more of gcloud's, again and again
 #   --dry_run                 print the commands and the filled-in JobSet; needs neither kubectl nor gcloud nor docker
 # A cluster needs JobSet 0.6 or newer: jobset.sigs.k8s.io/docs/installation.
@@ -26,7 +27,7 @@ source "$HERE/options.sh"
 source "$HERE/topology.sh"
 
 NAME="" TOPOLOGY="" IMAGE="" NAMESPACE=default SERVICE_ACCOUNT=default CHIPS_PER_HOST="" RESTARTS=10 GRACE_S=90 EXTRA=tpu,gcs
-CLUSTER="" LOCATION="" SPOT="" DRY_RUN="" WORKDIR="" NODE_SELECTOR=() LABEL=() ENV=() POOL_FLAG=() TRAINER=()
+CLUSTER="" LOCATION="" SPOT="" DRY_RUN="" WORKDIR="" NODE_SELECTOR=() LABEL=() ENV=() VOLUME=() POOL_FLAG=() TRAINER=()
 MAX_NAME=40 # a pod's name has at most 63 characters, and JobSet appends to ours
 
 # yaml VALUE: a quoted YAML string.
@@ -67,13 +68,17 @@ fill_lines() {
 
 # The JobSet on standard output; "--resume" goes on with a run.
 render() {
-  local word setting arguments=() environment=() selectors=()
+  local word setting arguments=() environment=() selectors=() mounts=() volumes=()
   local words=("--workdir=$WORKDIR" --restarts=0 --python=python "$@" -- python -m swerl_jax.main "${TRAINER[@]}")
   for word in "${words[@]}"; do arguments+=("- $(verbatim "$word")"); done
   for setting in ${ENV[@]+"${ENV[@]}"}; do
     environment+=("- name: $(yaml "${setting%%=*}")" "  value: $(verbatim "${setting#*=}")")
   done
   for setting in ${NODE_SELECTOR[@]+"${NODE_SELECTOR[@]}"}; do selectors+=("$(pairs "" "$setting")"); done
+  for setting in ${VOLUME[@]+"${VOLUME[@]}"}; do
+    mounts+=("- name: ${setting%%:*}" "  mountPath: $(yaml "${setting#*:}")")
+    volumes+=("- name: ${setting%%:*}" "  persistentVolumeClaim:" "    claimName: ${setting%%:*}")
+  done
   [[ -z "$SPOT" ]] || selectors+=('cloud.google.com/gke-spot: "true"')
   TEMPLATE="$(sed '/^#/d' "$HERE/gke_jobset.yaml")"
   fill NAME "$NAME"
@@ -89,6 +94,8 @@ render() {
   fill CHIPS_PER_HOST "$CHIPS_PER_HOST"
   fill IMAGE "$(yaml "$IMAGE")"
   fill_lines NODE_SELECTORS ${selectors[@]+"${selectors[@]}"}
+  fill_lines MOUNTS ${mounts[@]+volumeMounts: "${mounts[@]}"}
+  fill_lines VOLUMES ${volumes[@]+volumes: "${volumes[@]}"}
   fill_lines ENVIRONMENT ${environment[@]+"${environment[@]}"}
   fill_lines ARGUMENTS "${arguments[@]}" # last: these may hold anything
   printf '%s\n' "$TEMPLATE"
@@ -140,6 +147,10 @@ check_values() {
   for pair in ${NODE_SELECTOR[@]+"${NODE_SELECTOR[@]}"} ${LABEL[@]+"${LABEL[@]}"}; do
     [[ "$pair" == ?*=* ]] || refuse "'$pair' is not KEY=VALUE"
   done
+  for pair in ${VOLUME[@]+"${VOLUME[@]}"}; do
+    [[ "$pair" == ?*:/?* ]] || refuse "--volume=$pair is not CLAIM:/PATH"
+    check_label volume "${pair%%:*}"
+  done
   check_environment
   check_label name "$NAME"
   check_label namespace "$NAMESPACE"
@@ -162,23 +173,26 @@ check() {
       ;;
   esac
   case "$COMMAND" in
-    submit | resume | build) need image "the image in your registry, for example --image=us-docker.pkg.dev/PROJECT/REPO/swerl_jax:1" ;;
+    submit | resume | build) need image "the one in your registry, as --image=us-docker.pkg.dev/PROJECT/REPO/swerl_jax:1" ;;
     pool)
       need cluster "the Standard cluster that gets the node pool"
       need location "the cluster's zone or region"
       ;;
   esac
   case "$COMMAND" in
-    submit | resume) read_trainer && check_local_workdir ;;
+    submit | resume) read_trainer && check_workdir ;;
   esac
   [[ "$COMMAND" == build ]] || check_values
 }
 
-check_local_workdir() {
-  case "$WORKDIR" in
-    *://*) ;;
-    *) refuse "--workdir=$WORKDIR would be inside each pod, and go with it" "needed is a place that stays: gs://BUCKET/RUN" ;;
-  esac
+check_workdir() {
+  local volume
+  [[ "$WORKDIR" != *://* ]] || return 0
+  for volume in ${VOLUME[@]+"${VOLUME[@]}"}; do
+    [[ "$WORKDIR" != "${volume#*:}"/* ]] || return 0
+  done
+  refuse "--workdir=$WORKDIR would be inside each pod, and go with it" \
+    "needed is a place that stays: gs://BUCKET/RUN, or one below a --volume=CLAIM:/PATH"
 }
 
 COMMAND="${1:---help}"
@@ -191,7 +205,7 @@ case "$COMMAND" in
   *) refuse "'$COMMAND' is not a sub-command" "they are pool, build, submit, resume, log, status, stop" ;;
 esac
 parse_options "name topology image namespace service_account chips_per_host restarts grace_s extra cluster location" \
-  "node_selector label env pool_flag" "spot dry_run" "$@"
+  "node_selector label env volume pool_flag" "spot dry_run" "$@"
 check
 need_tool "${TOOL[@]}"
 "$COMMAND"

@@ -16,7 +16,7 @@ read_topology() {
   if [[ "$rest" == *:* ]]; then
     SLICES="${rest#*:x}"
     case "$SLICES" in
-      "" | *[!0-9]* | 0*) refuse "the topology $1 has a wrong number of slices" "needed is for example $TPU_VERSION:$SHAPE:x2" ;;
+      "" | *[!0-9]* | 0*) refuse "$1 has a wrong number of slices" "needed is for example $TPU_VERSION:$SHAPE:x2" ;;
     esac
   fi
   case "$TPU_VERSION" in

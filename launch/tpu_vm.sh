@@ -17,6 +17,7 @@
 #   --restarts=10       starts again on a worker before it gives up (launch/restart.sh)
 #   --recreations=10    slices asked for again after a preemption
 #   --poll_s=120        between two looks at the slice and its workers
+#   --setup=COMMAND     install: first run on all workers, also on those of a slice asked for again; mounts a file system, say
 #   --env=KEY=VALUE     for the trainer, again and again
 #   --ssh_flag=--FLAG   for gcloud … ssh and scp, for example --internal-ip
 #   --delete_after      run, resume: give the slice back when the run is over, however it ended
@@ -28,7 +29,7 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/options.sh"
 source "$HERE/topology.sh"
 
-NAME="" PROJECT="" ZONE="" TOPOLOGY="" EXTRA=tpu,gcs RESTARTS=10 RECREATIONS=10 POLL_S=120 WAIT_S=0 WORKDIR=""
+NAME="" PROJECT="" ZONE="" TOPOLOGY="" EXTRA=tpu,gcs RESTARTS=10 RECREATIONS=10 POLL_S=120 WAIT_S=0 SETUP="" WORKDIR=""
 SPOT="" RESERVED="" DELETE_AFTER="" DRY_RUN="" ENV=() CREATE_FLAG=() SSH_FLAG=() TRAINER=()
 REMOTE=swerl_jax # the checkout's directory on a worker, below its home
 FOLLOWER="" IS_FOLLOWED="" STOPPED_BEFORE="" REVIVALS=0
@@ -103,14 +104,15 @@ wait_for_slice() {
 }
 
 install() {
-  local archive=/tmp/swerl_jax.tar.gz node
+  local archive=/tmp/swerl_jax.tar.gz node command
+  command="${SETUP:+$SETUP && }mkdir -p $REMOTE && tar -xzf swerl_jax.tar.gz -C $REMOTE"
+  command="$command && $(of_worker install "--extra=$EXTRA")"
   execute tar -C "$HERE/.." --exclude=./.git --exclude=./.venv --exclude=./.run --exclude=./runs --exclude=__pycache__ \
     "--exclude=*.egg-info" -czf "$archive" . || return
   for node in $(nodes); do
     execute gcloud compute tpus tpu-vm scp "$archive" "$node:swerl_jax.tar.gz" "--project=$PROJECT" "--zone=$ZONE" \
       --worker=all ${SSH_FLAG[@]+"${SSH_FLAG[@]}"} || return
-    on_workers all "$node" \
-      "mkdir -p $REMOTE && tar -xzf swerl_jax.tar.gz -C $REMOTE && $(of_worker install "--extra=$EXTRA")" || return
+    on_workers all "$node" "$command" || return
   done
 }
 
@@ -308,7 +310,7 @@ case "$COMMAND" in
   create | wait | install | start | log | status | stop | resume | delete | run) ;;
   *) refuse "'$COMMAND' is not a sub-command" "they are run, create, wait, install, start, log, status, stop, resume, delete" ;;
 esac
-parse_options "name project zone topology extra restarts recreations poll_s wait_s" "env create_flag ssh_flag" \
+parse_options "name project zone topology extra restarts recreations poll_s wait_s setup" "env create_flag ssh_flag" \
   "spot reserved delete_after dry_run" "$@"
 check
 case "$COMMAND" in

@@ -10,9 +10,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
+PATIENCE_S = 240  # for what takes a second on an idle machine
 # All that the scripts need besides gcloud, kubectl, docker, sbatch and srun.
-TOOLS = ("awk", "bash", "cat", "cksum", "cp", "dirname", "env", "grep", "head", "hostname", "mkdir", "nohup", "rm", "sed", "setsid",
-         "sh", "sleep", "stat", "tail", "tar", "touch", "tr")
+TOOLS = ("awk", "bash", "cat", "cksum", "cp", "dirname", "env", "grep", "head", "hostname", "mkdir", "nohup", "rm", "sed",
+         "setsid", "sh", "sleep", "stat", "tail", "tar", "touch", "tr")
 
 
 def bare_path(directory):
@@ -27,7 +28,7 @@ def write_tool(directory, name, text):
     """An executable of that name; a Python program unless the text begins with its own #!."""
     path = directory / name
     path.unlink(missing_ok=True)  # perhaps a link to the real one
-    path.write_text(text if text.startswith("#!") else f"#!{sys.executable}\n{text}")
+    path.write_text(text if text.startswith("#!") else f"#!{sys.executable} -IS\n{text}")  # quick to start
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -37,8 +38,9 @@ def launch(script, *arguments, path=None, cwd=None, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JOBSET_"))}
     if path is not None:
         kept["PATH"] = str(path)
-    return subprocess.run(["bash", str(LAUNCH / script), *map(str, arguments)], capture_output=True, text=True, timeout=60,
-                          check=False, cwd=cwd, env=kept | {name: str(value) for name, value in environment.items()})
+    environment = kept | {name: str(value) for name, value in environment.items()}
+    return subprocess.run(["bash", str(LAUNCH / script), *map(str, arguments)], capture_output=True, text=True, check=False,
+                          timeout=PATIENCE_S, cwd=cwd, env=environment)
 
 
 def printed(result):

@@ -101,7 +101,8 @@ def test_a_pod_gets_the_trainers_arguments_as_they_are(path):
     _, job_set = jobset("--topology=v5p:4x4x4", "--env=A=b \"c\" $(D) & é", path=path, trainer=trainer)
     container = pod_of(job_set)[2]
     words = [expanded(word) for word in container["args"]]
-    assert words == ["--workdir=gs://b/run", "--restarts=0", "--python=python", "--", "python", "-m", "swerl_jax.main", *trainer]
+    assert words == ["--workdir=gs://b/run", "--restarts=0", "--python=python", "--",
+                     "python", "-m", "swerl_jax.main", *trainer]
     assert {"name": "A", "value": "b \"c\" $$(D) & é"} in container["env"]
 
 
@@ -110,8 +111,8 @@ def test_a_slurm_job_runs_the_trainers_arguments(path):
     [words] = printed(launch("gpu.sh", "--slurm", "--nodes=2", "--gpus_per_node=4", "--sbatch_flag=--time=4:00:00",
                              "--env=A=b c", "--dry_run", "--", *trainer, path=path))
     python = str(ROOT / ".venv/bin/python")
-    assert words[:-1] == ["sbatch", "--job-name=swerl_jax", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4", "--requeue",
-                          "--open-mode=append", "--signal=B:TERM@120", f"--chdir={ROOT}", "--time=4:00:00"]
+    assert words[:-1] == ["sbatch", "--job-name=swerl_jax", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4",
+                          "--requeue", "--open-mode=append", "--signal=B:TERM@120", f"--chdir={ROOT}", "--time=4:00:00"]
     assert shlex.split(words[-1].removeprefix("--wrap=")) == [
         "exec", "env", "REQUEUE_WHEN_STOPPED=1", "bash", f"{LAUNCH}/restart.sh", "--workdir=/shared/a b", "--restarts=10",
         f"--python={python}", "--", "srun", "--kill-on-bad-exit=1", "env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "A=b c",
@@ -124,7 +125,8 @@ def test_a_slurm_job_runs_the_trainers_arguments(path):
 def test_a_tpu_vm_run_is_these_commands(path):
     where = ["--project=p", "--zone=z"]
     start = "bash swerl_jax/launch/worker.sh start --restarts=3 -- --config=configs/70b.py --workdir=gs://b/run"
-    unpack = "mkdir -p swerl_jax && tar -xzf swerl_jax.tar.gz -C swerl_jax && bash swerl_jax/launch/worker.sh install --extra=tpu,gcs"
+    unpack = ("mkdir -p swerl_jax && tar -xzf swerl_jax.tar.gz -C swerl_jax && "
+              "bash swerl_jax/launch/worker.sh install --extra=tpu,gcs")
 
     def ssh(node, worker, command):
         return [*GCLOUD, "tpu-vm", "ssh", node, *where, f"--worker={worker}", "--internal-ip", f"--command={command}"]
@@ -155,6 +157,13 @@ def test_the_accelerator_type_and_runtime_of_a_topology(path, topology):
     assert tpu_vm("create", f"--topology={topology}", "--reserved", path=path) == [
         [*GCLOUD, "queued-resources", "create", "swerl", f"--accelerator-type={accelerator}", f"--runtime-version={runtime}",
          "--node-id=swerl", "--reserved", "--project=p", "--zone=z"]]
+
+
+def test_workers_are_set_up_before_the_installation(path):
+    words = tpu_vm("install", "--topology=v5e:2x4", "--setup=sudo mount -t nfs 10.0.0.2:/a /mnt/shared", "--extra=tpu",
+                   path=path)
+    assert words[-1][-1] == ("--command=sudo mount -t nfs 10.0.0.2:/a /mnt/shared && mkdir -p swerl_jax && "
+                             "tar -xzf swerl_jax.tar.gz -C swerl_jax && bash swerl_jax/launch/worker.sh install --extra=tpu")
 
 
 def test_other_sub_commands_of_tpu_vm(path):
@@ -207,7 +216,19 @@ def test_a_jobsets_restarts_and_options(path):
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["nodeSelector"]["cloud.google.com/reservation-name"] == "r: x"
     assert container["args"][:4] == ["--workdir=gs://b/run", "--restarts=0", "--python=python", "--resume"]
-    assert container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
+    attempt = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"}}
+    assert container["env"] == [{"name": "JOBSET_RESTART_ATTEMPT", "valueFrom": attempt}]
+
+
+def test_a_jobset_mounts_a_volume_for_a_run_that_is_not_in_a_bucket(path):
+    trainer = ("--config=c", "--workdir=/mnt/shared/runs/x")
+    _, job_set = jobset("--topology=v5e:4x4", "--volume=files:/mnt/shared", "--volume=more:/b: c", path=path, trainer=trainer)
+    _, pod, container = pod_of(job_set)
+    assert container["volumeMounts"] == [{"name": "files", "mountPath": "/mnt/shared"}, {"name": "more", "mountPath": "/b: c"}]
+    assert pod["volumes"] == [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("files", "more")]
+    words = ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", "--dry_run"]
+    refused(launch("gke.sh", *words, "--volume=files:/mnt/other", "--", *trainer, path=path), "--volume=CLAIM:/PATH")
+    refused(launch("gke.sh", *words, "--volume=files", "--", *TRAINER, path=path), "--volume=files is not CLAIM:/PATH")
 
 
 def test_other_sub_commands_of_gke(path):
@@ -253,8 +274,8 @@ def test_each_required_argument_is_asked_for(path, script):
 @pytest.mark.parametrize("script", COMPLETE)
 @pytest.mark.parametrize("extra, text", [
     ("--nmae=x", "--nmae is not an option"), ("--restarts=many", "--restarts is 'many'; needed is a whole number"),
-    ("stray", "unexpected 'stray'"), ("--restarts", "--restarts needs a value"), ("--env=novalue", "--env=novalue is not KEY=VALUE"),
-    ("--dry_run=1", "is not an option that takes a value"),
+    ("stray", "unexpected 'stray'"), ("--restarts", "--restarts needs a value"),
+    ("--env=novalue", "--env=novalue is not KEY=VALUE"), ("--dry_run=1", "is not an option that takes a value"),
 ])
 def test_wrong_options_are_named(path, script, extra, text):
     words = list(COMPLETE[script])

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from launching import LAUNCH, bare_path, launch, refused, write_tool
+from launching import LAUNCH, PATIENCE_S, bare_path, launch, refused, write_tool
 
 # Takes a line of "plan" in its directory at each start: an exit code, and files that it leaves in the run's directory.
 TRAINER = """
@@ -71,7 +71,7 @@ def fixture_place(tmp_path):
     return Place(tmp_path)
 
 
-def wait_for(what, timeout_s=20):
+def wait_for(what, timeout_s=PATIENCE_S):
     """Until `what()` is true."""
     until = time.monotonic() + timeout_s
     while not what():
@@ -149,11 +149,11 @@ def test_what_is_no_training_run_ends_with_its_command(place):
 
 
 def test_a_remote_directory_is_asked_through_fsspec(place):
-    place.plan(f"134 {BEGUN}", "0", f"0 {TABLE}")
+    place.plan(f"134 {BEGUN}", f"0 {TABLE}")
     result = launch("restart.sh", f"--workdir=file://{place.workdir}", f"--python={sys.executable}", "--", place.trainer,
                     f"--workdir={place.workdir}", path=place.path)
     assert result.returncode == 0, result.stderr
-    assert place.starts() == [False, True, True]
+    assert place.starts() == [False, True]
 
 
 def test_a_directory_that_cannot_be_read_is_a_wrong_setting(place):
@@ -178,7 +178,7 @@ def start_and_stop(place, *options, **environment):
         env={"PATH": str(place.path)} | environment)
     wait_for((place.path / "ready").exists)
     process.send_signal(signal.SIGTERM)
-    return process.wait(timeout=20), process.stderr.read()
+    return process.wait(timeout=PATIENCE_S), process.stderr.read()
 
 
 def test_sigterm_is_passed_on_and_ends_the_launcher(place):
@@ -218,8 +218,8 @@ def fixture_checkout(tmp_path):
 
 def test_a_worker_starts_reports_stops_and_goes_on(checkout):
     def worker(*words):
-        result = subprocess.run(["bash", checkout / "launch/worker.sh", *words], capture_output=True, text=True, timeout=60,
-                                check=False)
+        result = subprocess.run(["bash", checkout / "launch/worker.sh", *words], capture_output=True, text=True,
+                                timeout=PATIENCE_S, check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -244,8 +244,8 @@ def test_a_worker_starts_reports_stops_and_goes_on(checkout):
 
 # -- watching a slice --------------------------------------------------------------------------------------------------
 
-# Answers from the files "states" (of the slice) and "statuses" (of its workers; | between hosts), a line a question, the last one
-# for ever; other commands it only notes.
+# Answers from the files "states" (of the slice) and "statuses" (of its workers; | between hosts), a line a question, the last
+# one for ever; other commands it only notes.
 GCLOUD = """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
