@@ -87,7 +87,7 @@ def compiled(function, mesh, specs, *shapes):
 
 
 def test_what_real_programs_send():
-    """Layers under two scans whose matrices are gathered: 3 × 5 times 7/8 of a matrix of 16 × 32 (see also TPU's in test_plan)."""
+    """Layers under two scans whose matrices are gathered: 3 × 5 times 7/8 of a matrix of 32 × 32."""
     mesh = make_mesh({"fsdp": 8})
 
     def layers(x, w):

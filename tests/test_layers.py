@@ -65,6 +65,9 @@ MAY_IMPORT = {
     "policy.engine": "data.records policy.*",
     # learn/: what learns
     "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
+    "learn.plan": "learn.batch learn.flop_count learn.hlo_count learn.learner policy.*",
+    "learn.plan_table": "learn.plan policy.chips",
+    "learn.plan_search": "learn.plan",
     "learn.flop_count": "",
     "learn.hlo_count": "",
     "learn.advantage": "data.records",

@@ -20,13 +20,14 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
                "collective-broadcast")
 # These name memory, move nothing: their cost is that of what uses them.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
-        "while", "conditional", "call", "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update",
-        "async-start")
+        "while", "conditional", "call", "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done",
+        "async-update", "async-start")
 KERNEL = "tpu_custom_call"
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+                     r"|branch_computations=\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,8 @@ class _Program:
             return 2 * array_bytes(places[instruction.operands[1]].shape) if instruction.operands[1] in places else written
         if instruction.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * written
-        fused = self._computations.get(instruction.called[0], {}) if instruction.opcode == "fusion" and instruction.called else None
+        is_fusion = instruction.opcode == "fusion" and instruction.called
+        fused = self._computations.get(instruction.called[0], {}) if is_fusion else None
         read = 0.0
         for number, name in enumerate(instruction.operands):
             if name in places:
@@ -189,11 +191,11 @@ class _Program:
         return read + (min(written, self._written_by_fusion(fused)) if fused and written else written)
 
     def _read_in_fusion(self, fused: Mapping[str, _Instruction], number: int) -> float:
-        """Bytes of a fusion's parameter that it looks at: slices of it, where it is only sliced; 0 where it is updated in place."""
-        parameter = next((one for one in fused.values() if one.opcode == "parameter" and one.rest.startswith(f"{number})")), None)
-        if parameter is None:
+        """Bytes of a fusion's parameter that it looks at: slices, where it is only sliced; 0 where it is updated in place."""
+        total, seen = 0.0, set()
+        names = [one.name for one in fused.values() if one.opcode == "parameter" and one.rest.startswith(f"{number})")]
+        if not names:
             return math.inf
-        total, names, seen = 0.0, [parameter.name], set()
         while names:
             name = names.pop()
             for user in (one for one in fused.values() if name in one.operands and one.name not in seen):
@@ -259,9 +261,9 @@ def first_group(rest: str, devices: int) -> tuple[int, ...]:
         return tuple(_tiles(tiled[2]).reshape(_numbers(tiled[1]))[0].tolist())
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=\((.*?)\)+)? ?\{([^}]*)\}", rest):
         axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        numbers = _tiles("<=" + named[2] + (")" if "T(" in named[2] else "")) if named[2] else np.arange(math.prod(map(int, axes.values())))
+        sides = [int(size) for size in axes.values()]
+        grid = (_tiles(f"{named[2]})") if named[2] else np.arange(math.prod(sides))).reshape(sides)
         chosen = re.findall(r"'(\w+)'", named[3])
-        grid = numbers.reshape([int(size) for size in axes.values()])
         return tuple(grid[tuple(slice(None) if axis in chosen else 0 for axis in axes)].reshape(-1).tolist())
     return tuple(range(devices))
 

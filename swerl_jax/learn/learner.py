@@ -158,6 +158,11 @@ class Learner:
         """The shapes and shardings of the parameters without those of the Lora."""
         return jax.tree_util.tree_map_with_path(lambda path, x: None if is_low_rank(_name(path)) else x, self.abstract.params)
 
+    @property
+    def learned(self) -> Llama:
+        """The shapes and shardings of the parameters that learn, and so of their gradient."""
+        return self._learned(self.abstract.params)
+
     def merged(self, params: Llama) -> Llama:
         """The parameters of a plain model: those of the Lora are added to their matrices."""
         if self.lora is None:
@@ -203,6 +208,21 @@ class Learner:
         """
         state, report = self._apply(state=state, gradient=gradient)
         return state, {name: float(value) for name, value in jax.device_get(report).items()}
+
+    def trace(self, batch: Batch) -> dict[str, Any]:
+        """{"gradient", "update"}: what `gradient` runs on a microbatch and what `update` runs, traced on shapes alone.
+
+        Nothing is allocated, so the mesh may be of devices that are not there: `jax.stages.Traced`, to count or compile.
+
+        Args:
+          batch: of arrays or anything else with shape and dtype.
+        """
+        rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
+        everywhere = mesh_lib.sharding(self.mesh, "", mesh_lib.LEARNER_RULES)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+        sums = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for name in ZERO_SUMS}
+        gradient = self._add.trace(self.abstract.params, gradient=self.learned, sums=sums, batch=batch, ref_logp=batch.logp)
+        return {"gradient": gradient, "update": self._apply.trace(state=self.abstract, gradient=self.learned)}
 
     def _make_state(self, key: jax.Array) -> State:
         return self._fresh(Llama(self.arch, key, self.param_dtype, self.lora))

@@ -48,8 +48,8 @@ class Chip:
 
 
 _PLANES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x4x12", "4x8x8", "4x4x16", "8x8x8", "8x8x12", "8x8x16", "8x16x16",
-          "16x16x16", "16x16x24")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x4x12", "4x8x8", "4x4x16", "8x8x8", "8x8x12", "8x8x16",
+          "8x16x16", "16x16x16", "16x16x24")
 CHIPS = {chip.name: chip for chip in (
     Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 400e9 / 8, 6.4e12 / 8 / 256, 128, 4, _PLANES, ring=16),
     Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 1200e9 / 12, 50e9 / 8, 128, 8, _CUBES, ring=4),
@@ -91,7 +91,8 @@ def parse_topology(text: str) -> Topology:
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?::x(\d+))?", text.strip())
     if not found:
-        raise ValueError(f"--plan={text!r} is no topology; needed is CHIP:SHAPE or CHIP:SHAPE:xSLICES out of\n{valid_topologies()}")
+        raise ValueError(f"--plan={text!r} is no topology; needed is CHIP:SHAPE or CHIP:SHAPE:xSLICES out of\n"
+                         f"{valid_topologies()}")
     name, shape, slices = found[1], found[2], int(found[3] or 1)
     chip = CHIPS.get(name)
     if chip is None:
@@ -100,8 +101,8 @@ def parse_topology(text: str) -> Topology:
     is_cube = chip.name == "v5p" and len(sides) == 3 and all(side and side % 4 == 0 for side in sides) and max(sides) <= 24
     if shape not in chip.shapes and not is_cube:
         near = difflib.get_close_matches(shape, chip.shapes, n=1, cutoff=0.0)[0]
-        raise ValueError(f"--plan={text!r}: there is no slice of {shape} {name} chips; the nearest name is {name}:{near}; there are\n"
-                         f"{valid_topologies()}")
+        raise ValueError(f"--plan={text!r}: there is no slice of {shape} {name} chips; the nearest name is {name}:{near}; "
+                         f"there are\n{valid_topologies()}")
     if slices < 1:
         raise ValueError(f"--plan={text!r} asks for {slices} slices; needed is at least 1")
     return Topology(chip, sides, slices)
@@ -109,5 +110,6 @@ def parse_topology(text: str) -> Topology:
 
 def valid_topologies() -> str:
     """All names, a chip a line."""
-    return "\n".join(f"  {chip.name}: {', '.join(chip.shapes)}" + (", and other multiples of 4x4x4" if chip.name == "v5p" else "")
-                     for chip in CHIPS.values()) + "\n  with :xN for N slices, as in v5e:16x16:x2"
+    more = {"v5p": ", and other multiples of 4x4x4"}
+    lines = [f"  {chip.name}: {', '.join(chip.shapes)}{more.get(chip.name, '')}" for chip in CHIPS.values()]
+    return "\n".join([*lines, "  with :xN for N slices, as in v5e:16x16:x2"])

@@ -130,6 +130,7 @@ class Engine:
         """
         if not self.is_idle:
             raise RuntimeError(f"{len(self._parts)} groups are open; weights change only between groups")
+        self._model = None  # the old weights are freed before the new ones are made
         self._model, self.version = self._steps.load(model), version
 
     def open(self, group: int, prompt: np.ndarray, samples: int, *, max_branch_tokens: int) -> None:

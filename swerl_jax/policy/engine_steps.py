@@ -110,13 +110,10 @@ class EngineSteps:
             columns *= 2
         return min(columns, C + self.settings.spare_columns)
 
-    def convert(self, model: Llama) -> Any:
+    def convert(self, model: Llama) -> Llama:
         """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so."""
         def place(path: Any, x: jax.Array) -> jax.Array:
-            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
-            axes = axes if x.ndim == len(axes.split()) else axes.removeprefix("L ")
-            sharding = mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
-            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), sharding)
+            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), self._weight_sharding(path, x.ndim))
 
         model = jax.tree.map(lambda x: x, model)
         if self.settings.is_unrolled:
@@ -124,6 +121,37 @@ class EngineSteps:
             model.layers = nnx.data(tuple(jax.tree.map(lambda x: x[i], layers) for i in range(self.arch.L)))
         return jax.tree_util.tree_map_with_path(place, model)
 
+    def weights(self, model: Llama) -> Llama:
+        """The shapes and shardings of what `convert` makes of a model of such shapes."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_sharding(path, x.ndim)),
+            jax.eval_shape(self.convert, model))
+
+    def trace(self, model: Llama, S: int, C: int, columns: int) -> dict[str, Any]:
+        """{"reshard", "prefill", "decode"}: what `load`, `prefill` and `decode` run, traced on shapes (see Learner.trace).
+
+        Args:
+          model: shapes and shardings of the learner's parameters.
+          S, C: sizes of the caches; the longest prefix is filled. columns: of the branch caches that decoding reads.
+        """
+        settings, weights, caches = self.settings, self.weights(model), self.caches(S, C)
+        P, R = settings.groups, settings.samples
+        prefix_length, (length, next_id, budget, drawn) = _ints(P), (_ints(P, R) for _ in range(4))
+        slots = sampler.Slots(prefix_length, length, next_id, budget, drawn, jax.ShapeDtypeStruct((P, R, 2), jnp.uint32),
+                              jax.ShapeDtypeStruct((P, R), jnp.float32))
+        return {"reshard": self.load.trace(model),
+                "prefill": self.prefill.trace(model=weights, caches=caches, slot=_ints(), ids=_ints(S)),
+                "decode": self.decode.trace(model=weights, caches=caches, slots=slots, columns=columns)}
+
+    def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
+        axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+        axes = axes if ndim == len(axes.split()) else axes.removeprefix("L ")
+        return mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
+
     def _cache_sharding(self, axes: str) -> NamedSharding:
         letters = axes if self.settings.is_unrolled else "L " + axes
         return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
