@@ -189,18 +189,22 @@ def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda t
     Args:
       say: is told what is being compiled.
     """
-    learner, mesh = parts.learner, parts.learner.mesh
-    state = learner.abstract
-    resident = {"parameters": _held(state.params), "optimiser": _held((state.opt, state.step))}
-    if parts.steps is not None:
-        S, C = parts.steps.settings.prefix_buckets[-1], parts.steps.settings.branch_buckets[-1]
-        resident |= {"engine weights": _held(parts.steps.weights(learner.base)), "K/V cache": _held(parts.steps.caches(S, C))}
-    reports = []
+    learner, mesh, reports = parts.learner, parts.learner.mesh, []
     for program in programs(parts):
         say(f"compiling {program.name}")
         reports.append(report(program, topology, mesh))
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return Plan(topology, sizes, resident, _held(learner.learned), reports, parts.shape.useful_flops(learner.arch))
+    return Plan(topology, sizes, resident(parts), _held(learner.learned), reports, parts.shape.useful_flops(learner.arch))
+
+
+def resident(parts: Parts) -> dict[str, float]:
+    """Bytes of one chip's HBM that are held all through a step, by part."""
+    learner, steps = parts.learner, parts.steps
+    held = {"parameters": _held(learner.abstract.params), "optimiser": _held((learner.abstract.opt, learner.abstract.step))}
+    if steps is not None:
+        S, C = steps.settings.prefix_buckets[-1], steps.settings.branch_buckets[-1]
+        held |= {"engine weights": _held(steps.weights(learner.base)), "K/V cache": _held(steps.caches(S, C))}
+    return held
 
 
 def programs(parts: Parts) -> list[Program]:
