@@ -219,7 +219,7 @@ def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, s
     return EngineSettings(
         groups=slots, samples=samples, prefix_buckets=prefix_buckets(config),
         branch_buckets=(config.answer.max_tokens,), stop_ids=stop_ids, ticks=e.ticks, temperature=temperature,
-        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll)
+        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention)
 
 
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from swerl_jax.policy import decode_kernel, sampler
 from swerl_jax.policy import mesh as mesh_lib
-from swerl_jax.policy import sampler
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
 
@@ -38,6 +38,9 @@ class EngineSettings:
       seed, purpose: of the random numbers.
       dtype: of weights, caches and matrix products.
       is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
+      attention: of decoding: "plain"; "kernel", the TPU's, for layers that are not unrolled; "auto": by the devices.
+
+    Raises ValueError for a kernel with unrolled layers.
     """
 
     groups: int
@@ -52,6 +55,12 @@ class EngineSettings:
     purpose: str = "train"
     dtype: Any = jnp.float32
     is_unrolled: bool = True
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.attention == "kernel" and self.is_unrolled:
+            raise ValueError("engine.attention is kernel and the layers are unrolled: the kernel reads the caches of all layers "
+                             "from one array; set engine.unroll_layers=false")
 
     @property
     def spare_columns(self) -> int:
@@ -77,8 +86,11 @@ class EngineSteps:
         self.load = jax.jit(self.convert)
         self.prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches", out_shardings=caches)
         self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
-        self.decode = jax.jit(partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, **common),
-                              donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
+        is_tpu = mesh.devices.flat[0].platform == "tpu"
+        has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
+        kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
+        decode = partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, kernel=kernel, **common)
+        self.decode = jax.jit(decode, donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
 
     @property
     def compilations(self) -> int:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.attention import Segment, attend, causal
+from swerl_jax.policy.attention import Segment, attend, attend_part, causal, merge
 from swerl_jax.policy.llama import Llama, trunk
 
 NO_ID = -1
@@ -149,39 +149,37 @@ def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.
 
 
 def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: tuple[int, ...], ticks: int,
-           columns: int, dtype: Any) -> tuple[Caches, dict[str, jax.Array]]:
+           columns: int, dtype: Any, kernel: Callable | None = None) -> tuple[Caches, dict[str, jax.Array]]:
     """Draws up to `ticks` ids for every branch with a budget.
 
     Args:
       stop_ids: ids that end a turn.
       columns: how many columns of the branch caches to read: no drawing branch may be longer than this now.
+      kernel: decode_kernel.attend_cached on this mesh, for stacked layers; None: plain operations.
 
     Returns:
       (caches, drawn): drawn["ids"] int32 and drawn["logp"] float32 [ticks P R], ids NO_ID where nothing was drawn;
       drawn["is_stopped"] bool [P R], True where the last id drawn is a stop id.
     """
     P, R = slots.length.shape
-    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    entries, look = _plain_look(caches, slots, columns) if kernel is None else _kernel_look(caches, slots, columns, kernel)
     staging = _on_each(caches.branch, lambda x, axis: jnp.zeros_like(x, shape=_resized(x.shape, axis, ticks)))
     out = {"ids": jnp.full((ticks, P, R), NO_ID, jnp.int32), "logp": jnp.zeros((ticks, P, R), jnp.float32)}
-    sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
-    sees_past = _before(columns, slots.length[:, :, None, None])
 
     def tick(carry):
         t, slots, is_stopped, staging, out = carry
         sees_staged = _before(ticks, t + 1)
 
         def step(q, k, v, cache):
-            prefix, past, staged = cache
+            *cached, staged = cache
             new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
             staged = tuple(jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), t, axis)
                            for old, one, axis in zip(staged, new, COLUMN_AXIS))
-            segments = [Segment(*prefix, sees_prefix), Segment(*past, sees_past), Segment(*staged, sees_staged)]
-            return attend(q, segments if columns else segments[::2]), staged
+            return look(q, cached, Segment(*staged, sees_staged)), staged
 
         position = (slots.prefix_length[:, None] + slots.length + t)[..., None]
         hidden, staging = trunk(model, arch, slots.next_id[..., None], position, step,
-                                _joined(caches.prefix, past, staging), dtype=dtype)
+                                _joined(*entries, staging), dtype=dtype)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(slots.key, impl="threefry2x32"), slots.drawn)
         ids, logp = jax.vmap(jax.vmap(draw))(_logits(model, hidden[:, :, 0]), keys, slots.temperature)
         is_drawing = slots.budget > 0
@@ -198,6 +196,33 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
         lambda carry: (carry[0] < ticks) & jnp.any(carry[1].budget > 0), tick, start)
     branch = _on_each(caches.branch, lambda old, axis, new: _merge(old, new, slots.length, axis), staging)
     return dataclasses.replace(caches, branch=branch), {**out, "is_stopped": is_stopped}
+
+
+# A look: (q [P R 1 K G H], a layer's part of the entries, the staged Segment) → o [P R 1 K G H].
+Look = Callable[[jax.Array, Any, Segment], jax.Array]
+
+
+def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, ...], Look]:
+    """(what the loop over layers goes through, how a layer's queries look at it and at what is staged)."""
+    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
+    sees_past = _before(columns, slots.length[:, :, None, None])
+
+    def look(q, cached, staged):
+        segments = [Segment(*layer, sees) for layer, sees in zip(cached, (sees_prefix, sees_past))]
+        return attend(q, [*(segments if columns else segments[:1]), staged])
+
+    return (caches.prefix, past), look
+
+
+def _kernel_look(caches: Caches, slots: Slots, columns: int, kernel: Callable) -> tuple[tuple[Any, ...], Look]:
+    """As `_plain_look`; the loop goes through the layers' numbers and the kernel fetches their parts of the caches."""
+    def look(q, cached, staged):
+        length = jnp.minimum(slots.length, columns)  # those that do not draw may be longer
+        parts = kernel(q, cached[0], caches.prefix, caches.branch, slots.prefix_length, length, columns=columns)
+        return merge([*parts, attend_part(q, [staged])])
+
+    return (jnp.arange(caches.branch[0].shape[0], dtype=jnp.int32),), look
 
 
 def _before(count: int, limit: jax.Array) -> jax.Array:
