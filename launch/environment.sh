@@ -1,11 +1,18 @@
 # shellcheck shell=bash
 # Sourced by the scripts that a person starts: `prepare_environment [EXTRA]` leaves, in $PYTHON_IN_VENV, a Python that
-# has the package (editable) and its dependencies. It makes or reuses .venv in the repository root and installs again
-# only where setup.py or the Python changed. PYTHON=/path/to/python chooses the Python that .venv is made with.
+# has the package (editable) and its dependencies. It makes or reuses .venv in the repository root (another one behind
+# `use_venv NAME`) and installs again only where setup.py or the Python changed. PYTHON=/path/to/python chooses the Python
+# that .venv is made with.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 PYTHON_IN_VENV="$VENV/bin/python"
+
+# Another environment in the repository root, for an extra that must not share one with the rest.
+use_venv() {
+  VENV="$ROOT/$1"
+  PYTHON_IN_VENV="$VENV/bin/python"
+}
 
 fail() {
   printf 'error: %s\n' "$1" >&2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 
 import jax
@@ -45,6 +46,7 @@ CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadli
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
 REFERENCE_NAME = "reference"
 TASKS_NAME = "tasks"
+TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
 UNROLLED_LAYERS = 16  # above it, tracing every layer costs more than the scan
 
 
@@ -53,7 +55,7 @@ class Text:
     """Everything between examples and ids.
 
     Attributes:
-      tokenizer, chat: as configured. style: of prompts. thought: of taught answers.
+      tokenizer, chat: as configured. style: of prompts. thought, lines_above: of taught answers.
       max_prompt_tokens, max_answer_tokens: budgets; examples above them are dropped, never cut.
     """
 
@@ -61,6 +63,7 @@ class Text:
     chat: Chat
     style: str
     thought: str
+    lines_above: int
     max_prompt_tokens: int
     max_answer_tokens: int
 
@@ -70,7 +73,7 @@ class Text:
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """int32 [T]: the oracle's answer with its stop id."""
-        return np.asarray(self.chat.answer(taught_answer(example, self.thought)), np.int32)
+        return np.asarray(self.chat.answer(taught_answer(example, self.thought, self.lines_above)), np.int32)
 
     def refuses_prompt(self, example: Example) -> str | None:
         """Why an example cannot be asked, or None."""
@@ -93,7 +96,7 @@ def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tu
     spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
                     is_renamed=t.is_renamed, drill_count=t.drill_count, told_share=t.told_share,
-                    is_cut=t.is_cut)
+                    reworded_share=t.reworded_share, operators=tuple(t.operators), is_cut=t.is_cut)
     with Progress(spec.drill_count + spec.train_count + spec.held_out_count, "making tasks") as bar:
         made = 0
 
@@ -119,10 +122,13 @@ def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
 
 
 def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
-    """The tokenizer (trained into the run's directory when asked for) with chat template and budgets."""
+    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory."""
     kind, _, size = config.tokenizer.partition(":")
     if kind == "train":
-        path = directory / "tokenizer" / "sentencepiece.model"
+        path = directory / TOKENIZER_PATH
+        if not path.exists() and (origin := pathlib.Path(config.init, TOKENIZER_PATH)).exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin, path)
         if path.exists():
             tokenizer = load_tokenizer(f"sentencepiece:{path}")
         elif not train:
@@ -132,7 +138,7 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
             tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-    return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought,
+    return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought, config.sft.lines_above,
                 config.prompt.max_tokens, config.answer.max_tokens)
 
 
@@ -141,7 +147,7 @@ def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int
         examples = open_examples(path)
         for i in range(0, len(examples), max(1, len(examples) // limit)):  # all over the file: it may be in an order
             yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
-            yield taught_answer(examples[i], config.sft.thought)
+            yield taught_answer(examples[i], config.sft.thought, config.sft.lines_above)
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
@@ -225,7 +231,7 @@ def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, s
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
               ) -> Evaluator:
     """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
-    examples, left_out = _within_budget(path, config.eval.examples, text)
+    examples, left_out = _within_budget(path, config.eval.examples, text, is_fewer_fine=bool(config.data.shards))
     if left_out:
         print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
     lanes = config.engine.groups * config.rl.samples
@@ -234,7 +240,7 @@ def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: T
     return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector)
 
 
-def _within_budget(path: str, count: int, text: Text) -> tuple[list[Example], int]:
+def _within_budget(path: str, count: int, text: Text, *, is_fewer_fine: bool) -> tuple[list[Example], int]:
     """(the first `count` examples that may be asked, how many were passed over)."""
     rows, chosen = open_examples(path), []
     for i in range(len(rows)):
@@ -242,6 +248,8 @@ def _within_budget(path: str, count: int, text: Text) -> tuple[list[Example], in
             chosen.append(rows[i])
         if len(chosen) == count:
             return chosen, i + 1 - count
+    if chosen and is_fewer_fine:
+        return chosen, len(rows) - len(chosen)
     raise ValueError(f"eval.examples is {count} and {path} has {len(chosen)} of {len(rows)} within prompt.max_tokens="
                      f"{text.max_prompt_tokens}; ask for fewer, or give more examples")
 
@@ -251,7 +259,7 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
     p, o = config[phase], config.optimizer
     steps = p.steps * (p.minibatches * p.epochs if phase == "rl" else 1)
     optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
-                                  o.weight_decay, o.max_grad_norm, p.get("muon_learning_rate", 0.0))
+                                  o.weight_decay, o.max_grad_norm, p.muon_learning_rate)
     loss = LossSettings("nll") if phase == "sft" else LossSettings(
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),

@@ -17,13 +17,14 @@ import ml_collections
 
 # name → (default, meaning [unit]; source)
 KEYS: dict[str, tuple[Any, str]] = {
-    "task": ("train", "what to do: train, score, eval, sample or export"),
+    "task": ("train", "what to do: train, score, eval, sample, export, curate or inspect"),
     "name": ("run", "the run's name, used for its directory when --workdir is not given"),
     "seed": (0, "of data order, initialisation and sampling"),
     "phases": (("sft", "rl"), "what training consists of, in order: sft, rl"),
     "init": ("random", "where parameters come from: random, embedded:NAME (shipped), hf:DIR, or the directory of a run"),
     # -- data ----------------------------------------------------------------------------------------------------
     "data.train": ((), "paths (files, directories, globs) of training examples; empty: made from the standard library"),
+    "data.shards": ("", "shards that configs/curate.py made (--config.data=DIRECTORY): train and held-out paths follow; inspect: any file of examples"),
     "data.weights": ((), "share of each path in the mixture; empty: equal"),
     "data.held_out": ("", "path of the evaluation examples; empty: made from the standard library (with data.train empty)"),
     "data.on_malformed": ("stop", "a malformed row: stop the run, or skip (and count) it"),
@@ -34,11 +35,13 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.scope": ("function", "what a task shows: function, or module"),
     "tasks.drill_count": (0, "drills (told changes of made-up code) before the training tasks [tasks]"),
     "tasks.told_share": (0.0, "share of the training tasks whose issue gives the repair away [0 … 1]"),
+    "tasks.operators": ((), "kinds of bugs, keys of data.operators.OPERATORS; empty: all"),
+    "tasks.reworded_share": (0.0, "share of the training tasks whose names, texts and numbers are other words [0 … 1]"),
     "tasks.is_cut": (False, "cut longer training functions into pieces within the bounds"),
     "tasks.distractor_files": (0, "further files shown that need no change [files]"),
     "tasks.is_renamed": (True, "rename identifiers at random, so that copying must be learnt"),
     # -- text ----------------------------------------------------------------------------------------------------
-    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME, hf:DIR, or train:VOCABULARY"),
+    "tokenizer": ("train:768", "byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME, hf:DIR, or train:VOCABULARY (here, or taken from the run that init names)"),
     "chat": ("llama3", "chat template: llama3, chatml (Qwen) or compact; paper: Llama 3 headers"),
     "prompt.style": ("swe_rl", "instructions: swe_rl (the paper's structure) or compact (issue and files only)"),
     "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
@@ -95,8 +98,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     "sft.rows": (8, "rows of a microbatch on each data shard; a row holds one example"),
     "sft.prompt_weight": (0.0, "loss weight of a prompt's token, an answer's being 1; ours"),
     "sft.thought": ("The fault is in {paths}.", "what the taught answer thinks; {paths}: changed files, {change}: the change; ours"),
+    "sft.lines_above": (0, "unchanged lines above a change that the taught answer's search takes along [lines]; ours"),
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),
+    "rl.muon_learning_rate": (0.0, "as sft.muon_learning_rate; ours"),
     "rl.schedule": ("constant", "constant or cosine; ours"),
     "rl.warmup_steps": (0, "updates of linear warm-up; ours"),
     "sft.learning_rate": (1e-5, "peak; ours"),
@@ -138,10 +143,42 @@ KEYS: dict[str, tuple[Any, str]] = {
     "sample.files": ("", "paths of the files shown, separated by commas"),
     "sample.temperature": (0.0, "0 is greedy"),
     # -- task export -----------------------------------------------------------------------------------------------------
-    "out": ("", "task export: the directory to make"),
+    "out": ("", "task export: the directory to make; task curate: the directory of the shards, local or gs://"),
     "format": ("hf", "hf (safetensors, as Hugging Face lays a model out) or orbax (the parameters alone)"),
     "export.dtype": ("float32", "of the written parameters: float32, bfloat16 or float16"),
     "export.max_file_gb": (5.0, "size of a safetensors file, at most [GB]"),
+    # -- task curate -----------------------------------------------------------------------------------------------------
+    "source": ("", "git:PATH (a clone, or a directory of clones), gharchive:DIR (hours of events) or swebench:FILE"),
+    "keep_rejects": (False, "write everything that was dropped, with its reason, to rejects.jsonl.gz"),
+    "held_out_share": (0.1, "share of the examples held out, by repository (by id where there is one) [0 … 1)"),
+    "beam": ("", "options of Apache Beam, for example --runner=DirectRunner; empty: processes of this machine"),
+    "curate.clones": ("", "gharchive, swebench: a clone or a directory of clones; empty: gharchive looks beside the hours"),
+    "curate.issues": ("", "git: JSON lines of issues (number, title, body, created_at, repo …), linked by closing keywords"),
+    "curate.hints": (False, "swebench: add hints_text to the issue"),
+    "curate.decontaminate": (True, "drop what is of, or forked from, a repository of an evaluation split"),
+    "curate.evaluation_files": ((), "rows in SWE-bench's format whose copies are dropped, wherever they are found"),
+    "curate.bots": ("signed", "which changes are a program's: signed, or paper (SWE-RL's words)"),
+    "curate.bug_fix": ("auto", "words (a heuristic), any, or module:function of a Candidate; auto: words, of rows any"),
+    "curate.needs_issue": (True, "drop what has neither a linked issue nor a message that stands for one"),
+    "curate.min_issue_words": (5, "an issue of fewer says nothing [words]"),
+    "curate.max_files": (100, "paths that a change touches, at most [files]"),
+    "curate.max_changed_lines": (2000, "removed and added lines of code, at most [lines]"),
+    "curate.max_file_chars": (400_000, "of a changed file, at most [characters]"),
+    "curate.max_fix_share": (0.5, "share of the new code that the issue may quote [0 … 1]"),
+    "curate.languages": ((), "of source files, as in curate.paths.LANGUAGES; empty: any"),
+    "curate.licences": (("auto",), "SPDX ids, permissive, weak_copyleft, copyleft, or any (also unknown); auto: all three; any for rows without clones"),
+    "curate.oracle_roles": (("source", "data"), "roles of files that are to be changed, as in curate.paths.ROLES"),
+    "curate.context_files": (8, "unchanged files shown beside the changed ones, at most [files]"),
+    "curate.keep_conversation": (True, "keep the pull request's comments in meta"),
+    "curate.similarity": (0.8, "estimated share of common runs of words from which two examples are the same [0 … 1]"),
+    "curate.buckets": (32, "parts that repositories and examples are divided into; no more shards than that"),
+    "curate.range_commits": (1000, "of a clone in one piece of work [commits]"),
+    "curate.shard_examples": (5000, "of a shard, about [examples]"),
+    "curate.workers": (0, "processes; 0: one a core"),
+    "curate.item_timeout_s": (7200.0, "a piece of work that takes longer is given up [s]"),
+    "curate.worker_memory_gb": (0.5, "a process that has grown beyond is replaced after its piece of work [GiB]"),
+    # -- task inspect ----------------------------------------------------------------------------------------------------
+    "inspect.index": (0, "which example to show"),
 }
 
 
@@ -205,7 +242,8 @@ class _Rule:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "score", "eval", "sample", "export"),
+    "task": ("train", "score", "eval", "sample", "export", "curate", "inspect"),
+    "curate.bots": ("signed", "paper"),
     "export.dtype": ("float32", "bfloat16", "float16"), "format": ("hf", "orbax"),
     "data.on_malformed": ("stop", "skip"),
     "on_malformed": ("stop", "skip"),
@@ -220,6 +258,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rl.advantage": ("grpo", "dr_grpo", "rloo"),
     "rl.loss": ("clip", "cispo"),
     "rl.aggregation": ("token_mean", "sequence_mean", "constant"),
+    "rl.muon_learning_rate": (0.0, "as sft.muon_learning_rate; ours"),
     "rl.schedule": ("constant", "cosine"),
     "sft.schedule": ("constant", "cosine"),
 }
@@ -227,6 +266,7 @@ _AT_LEAST_ONE = (
     "prompt.max_tokens", "answer.max_tokens", "reward.workers", "engine.groups", "engine.ticks", "rl.prompts", "rl.samples",
     "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
     "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
+    "curate.buckets", "curate.range_commits", "curate.shard_examples",
 )
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
@@ -246,6 +286,9 @@ _RULES = (
     _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
           "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
           "--config.init"),
+    _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer.startswith("train:"),
+          "init is {init} and tokenizer {tokenizer}: the parameters belong to another tokenizer than one trained here; set "
+          "--config.tokenizer={init}"),
     _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),
@@ -255,6 +298,10 @@ _RULES = (
     _Rule(lambda c: c.task == "score" and not (c.input and c.output),
           "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
     _Rule(lambda c: c.task == "export" and not c.out, "task export needs --config.out=DIRECTORY"),
+    _Rule(lambda c: c.task == "curate" and not (c.source and c.out),
+          "task curate needs --config.source=git:PATH, gharchive:DIRECTORY or swebench:FILE, and --config.out=DIRECTORY"),
+    _Rule(lambda c: not 0 <= c.held_out_share < 1, "held_out_share is {held_out_share}; needed is 0 or more, and less than 1"),
+    _Rule(lambda c: c.task == "inspect" and not c.data.shards, "task inspect needs --config.data=SHARDS"),
     _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.checkpoint,
           "task {task} needs --config.checkpoint=RUN_DIRECTORY"),
 )

@@ -21,7 +21,7 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
     Raises:
       ValueError: unknown model or dtype, or a model's directory that cannot be read.
     """
-    if config.task == "score":
+    if config.task in ("score", "curate", "inspect"):
         return _settings(config)
     for name in ("dtype", "param_dtype"):
         if config.model[name] not in BYTES:

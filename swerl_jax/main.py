@@ -32,7 +32,8 @@ PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4
 PLAN_JSON = flags.DEFINE_string("plan_json", None, "With --plan: also write the plan to this file.")
 
 CONFIG_NAME = "config.json"
-MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "tasks.")
+MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_above",
+                  "tasks.")
 RESUMABLE = ("checkpoints.", "log.", "reward.workers")  # settings that a resumed run may change
 
 
@@ -42,6 +43,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     Returns:
       What is left of it, the program's name first.
     """
+    argv[:] = map(_shards_flag, argv)  # in place: ml_collections reads sys.argv
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in config_lib.KEYS:
@@ -65,6 +67,7 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     with _readable_errors():
         config_lib.check(config)
+        config = _with_shards(config)
     directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
     if DRY_RUN.value:
         with _readable_errors():
@@ -74,8 +77,8 @@ def main(argv: list[str]) -> None:
         with _readable_errors():
             plan(config, PLAN.value, PLAN_JSON.value)
         return
-    {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export}[
-        config.task](config, directory)
+    {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export,
+     "curate": curate, "inspect": inspect}[config.task](config, directory)
 
 
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -223,12 +226,37 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         model = learner.merged(assemble.load_params(config.checkpoint, learner))
 
         def add_files(place: pathlib.Path) -> None:
-            text.tokenizer.save(place)
+            kind, _, file = text.tokenizer.save(place).partition(":")
+            kept["tokenizer"] = f"{kind}:{pathlib.Path(file).name}" if file else kind  # the directory may move
             write_atomically(place / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
 
         exporting.export(out, arch, model, config.format, config.export.dtype, text.chat.stop_ids,
                          int(config.export.max_file_gb * 1e9), add_files)
         print(f"{out}: {arch.parameters:,} parameters in {config.export.dtype}")
+
+
+def curate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Training shards from clones, an archive or rows."""
+    del directory
+    with _readable_errors():
+        from swerl_jax.curate import tasks
+        from swerl_jax.curate.work import AllFailed
+
+        if config.beam:
+            from swerl_jax.curate.beam_engine import BeamEngine
+        try:
+            print(tasks.curate(config, BeamEngine(config.beam) if config.beam else tasks.local_engine(config)))
+        except AllFailed as error:
+            raise ValueError(str(error)) from error
+
+
+def inspect(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """One example as a page, and numbers of all."""
+    del directory
+    with _readable_errors():
+        from swerl_jax.curate import tasks
+
+        print(tasks.inspect(config, _is_given, colour=report_colour()))
 
 
 def report_colour() -> bool:
@@ -302,6 +330,26 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config_lib.update(config_lib.default(), merged)
     config_lib.check(config)
     return config
+
+
+def _with_shards(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The settings with the paths that `data.shards` stands for."""
+    if not config.data.shards:
+        return config
+    from swerl_jax.curate import tasks
+
+    return tasks.with_shards(config, _is_given)
+
+
+def _is_given(name: str) -> bool:
+    """Whether the command line sets it."""
+    return name in config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def _shards_flag(argument: str) -> str:
+    """`--config.data=SHARDS`, though `data` is a section, means the setting `data.shards`."""
+    name, equals, value = argument.partition("=")
+    return f"{name}.shards{equals}{value}" if name in ("--config.data", "-config.data") else argument
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:

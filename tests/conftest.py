@@ -7,12 +7,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
+import importlib.util
+
 import hypothesis
 import pytest
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 # What continuous integration cannot be expected to have; any other reason to skip is a fault of its set-up.
 ALLOWED_SKIPS = ("needs an accelerator",)
+
+# Apache Beam lives in an environment of its own, where these are the tests that are run (tests/run.sh --curate).
+collect_ignore = [] if importlib.util.find_spec("apache_beam") else ["test_curate_beam.py"]
 
 # No deadline: the machine may be shared. In CI the same examples every time, so that a change decides, not luck.
 hypothesis.settings.register_profile("swerl_jax", deadline=None, derandomize=IN_CI)

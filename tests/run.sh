@@ -2,11 +2,18 @@
 # Runs the tests; sets everything up the first time. From any directory:
 #   bash tests/run.sh                  the fast tier
 #   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with
+#   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
 #   bash tests/run.sh -k chat -x       everything else goes to pytest
 # Fails where no test ran, and with CI=true where a test was skipped that the machine could have run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
 
+if [[ "${1:-}" == --curate ]]; then
+  use_venv .venv-curate
+  prepare_environment curate,test
+  cd "$ROOT"
+  exec "$PYTHON_IN_VENV" -m pytest tests/test_curate_beam.py "${@:2}"
+fi
 case " $* ${SLOW:-0} " in
   *" --slow "* | *" 1 "*) prepare_environment test,parity ;;
   *) prepare_environment test ;;

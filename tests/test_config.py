@@ -9,7 +9,7 @@ from swerl_jax import config as config_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 VARIANTS = [(path.stem, variant) for path in CONFIGS for variant in ("", "quick")]
-TASKS = ("score", "eval", "sample", "export")  # of the same name as their config
+TASKS = ("score", "eval", "sample", "export", "curate", "inspect")  # of the same name as their config
 NO_QUICK = TASKS
 
 
@@ -67,7 +67,7 @@ def test_a_whole_number_will_do_for_a_fraction():
 
 # (changes that break one rule, what its message says was got, what it says to do)
 REFUSALS = {
-    "task": ({"task": "trian"}, "'trian'", "train, score, eval, sample"),
+    "task": ({"task": "trian"}, "'trian'", "train, score, eval, sample, export, curate, inspect"),
     "top_p": ({"engine.top_p": 0.9}, "top_p 0.9", "set top_p=1 and top_k=0 and use temperature"),
     "top_k": ({"engine.top_k": 50}, "top_k 50", "makes? the policy ratio of the loss wrong"),
     "max_lag": ({"rl.max_lag": 1}, "rl.max_lag is 1", r"only 0 \(synchronous\)"),
@@ -76,12 +76,17 @@ REFUSALS = {
     "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
     "truncated": ({"reward.truncated": "zero"}, "'zero'", "score or a number"),
     "truncated_nan": ({"reward.truncated": "nan"}, "'nan'", "score or a number"),
+    "tokenizer": ({"init": "hf:model", "tokenizer": "train:512"}, "init is hf:model and tokenizer train:512",
+                  "set --config.tokenizer=hf:model"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),
     "score": ({"task": "score", "input": "a"}, "task score", "--config.output=B.jsonl"),
     "eval": ({"task": "eval"}, "task eval", "--config.checkpoint=RUN_DIRECTORY"),
     "sample": ({"task": "sample"}, "task sample", "--config.checkpoint=RUN_DIRECTORY"),
+    "curate": ({"task": "curate", "out": "o"}, "task curate", "--config.source=git:PATH"),
+    "inspect": ({"task": "inspect"}, "task inspect", "--config.data=SHARDS"),
+    "held_out_share": ({"held_out_share": 1.0}, "1.0", "less than 1"),
 }
 
 
@@ -101,7 +106,7 @@ def test_what_cannot_work_is_refused(rule):
     ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "mistral", "llama3, chatml, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
     ("data.on_malformed", "ignore", "stop, skip"), ("on_malformed", "ignore", "stop, skip"),
-    ("tasks.scope", "file", "function, module"),
+    ("tasks.scope", "file", "function, module"), ("curate.bots", "none", "signed, paper"),
 ])
 def test_names_out_of_a_list(name, wrong, allowed):
     with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; needed is one of {allowed}$"):

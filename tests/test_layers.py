@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "data.drills": "data.records data.rename data.symptoms",
     "data.mutate": "data.syntax data.operators data.symptoms",
     "data.pieces": "data.syntax",
-    "data.stdlib": "data.syntax data.mutate data.pieces",
+    "data.reword": "",
+    "data.stdlib": "data.syntax data.mutate data.pieces data.reword",
     "data.tasks": "data.*",
     # env/: text; it knows the nouns and itself
     "env.matching": "",
@@ -49,6 +50,64 @@ MAY_IMPORT = {
     "env.chat": "env.prompts env.vocabulary",
     "env.episode": "data.records env.chat env.prompts env.reward env.scorer env.vocabulary",
     "env.collector": "data.records env.chat env.episode env.prompts env.reward env.scorer env.vocabulary",
+    # curate/: history → examples; it knows text, and nothing of what learns from them
+    "curate.change": "",
+    # … what a clone holds
+    "curate.ancestry": "",
+    "curate.lru": "",
+    "curate.git_message": "",
+    "curate.git_names": "",
+    "curate.git_process": "",
+    "curate.git_objects": "curate.git_process",
+    "curate.file_changes": "curate.change",
+    "curate.repository": "curate.ancestry curate.change curate.file_changes curate.git_* curate.lru",
+    "curate.links": "",
+    "curate.issue_file": "curate.change curate.links",
+    "curate.git_source": "curate.change curate.git_message curate.git_objects curate.issue_file curate.repository",
+    "curate.candidates": "curate.change curate.file_changes curate.git_objects curate.licences curate.repository",
+    "curate.code_terms": "",
+    "curate.term_index": "curate.code_terms curate.lru",
+    "curate.ranking": "curate.code_terms curate.term_index",
+    "curate.context": "curate.repository curate.term_index",
+    # … what an archive tells
+    "curate.facts": "",
+    "curate.runs": "",
+    "curate.events": "curate.facts",
+    "curate.pull_requests": "curate.change curate.facts curate.links",
+    "curate.archive": "curate.change curate.events curate.facts curate.pull_requests curate.runs",
+    # … what rows tell
+    "curate.swebench_source": "curate.candidates curate.change curate.git_source curate.repository data.swebench",
+    # … what is worth learning from
+    "curate.paths": "",
+    "curate.scrub": "",
+    "curate.licences": "",
+    "curate.issue_text": "curate.change",
+    "curate.bots": "curate.change",
+    "curate.bug_fix": "curate.change",
+    "curate.shingles": "data.records",
+    "curate.near_duplicates": "curate.shingles data.records",
+    "curate.contamination": "curate.change curate.shingles data.records",
+    "curate.filters": "curate.bots curate.bug_fix curate.change curate.issue_text curate.licences curate.paths curate.scrub "
+                      "curate.shingles",
+    "curate.examples": "curate.change curate.filters curate.issue_text curate.lru curate.paths curate.scrub data.records "
+                       "data.shards env.chat env.prompts env.reward",
+    "curate.judge": "curate.* data.records env.chat env.tokenizer",
+    "curate.funnel": "curate.change",
+    "curate.funnel_plot": "curate.funnel",
+    "curate.look": "curate.examples curate.paths data.records env.reward learn.report",
+    # … and how it is done for millions
+    "curate.files": "",
+    "curate.engine": "",
+    "curate.beam_engine": "",
+    "curate.work": "curate.engine curate.files env.progress",
+    "curate.clones": "curate.contamination curate.git_names curate.repository",
+    "curate.outcomes": "curate.* data.records data.shards",
+    "curate.git_stage": "curate.*",
+    "curate.archive_stage": "curate.*",
+    "curate.swebench_stage": "curate.*",
+    "curate.shard_stage": "curate.* data.records data.shards",
+    "curate.pipeline": "curate.*",
+    "curate.tasks": "config curate.* data.records data.shards env.chat env.reward env.tokenizer",
     # policy/: ids and arrays; of the rest it knows the nouns alone
     "policy.arch": "",
     "policy.chips": "",
@@ -89,10 +148,11 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage")
+JAX_FREE = ("config", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
+            "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 
-OPTIONAL_EXTRAS: frozenset[str] = frozenset()  # packages that a function may import for itself
+OPTIONAL_EXTRAS = frozenset({"pyarrow"})  # packages that a function may import for itself
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
@@ -131,7 +191,7 @@ def project_imports(module):
                 inner = name.removeprefix(PACKAGE).removeprefix(".")
                 # "data.records.Example" is something inside "data.records"
                 found.add(inner if inner in TREES else inner.rpartition(".")[0])
-    return found
+    return found - {""}  # the package itself holds the version alone
 
 
 def matches(name, patterns):
@@ -153,6 +213,7 @@ def test_the_table_keeps_the_halves_apart():
                 "data": not other.startswith("data."),
                 "env": not other.startswith("env."),
                 "policy": not other.startswith("policy."),
+                "curate": not other.startswith("env."),
             }.get(half, False)
             assert not (is_forbidden and matches(other, allowed.split())), f"{module}: {allowed}"
 

@@ -59,7 +59,7 @@ def test_each_operator_makes_its_own_bug(operator, line, expected):
     source = f"{head}{signature}        {line}\n        print('', end=None)\n{tail}"
     found = set()
     for seed in range(60):
-        mutation = mutate.mutate(source, (3, 5), random.Random(seed), operator)
+        mutation = mutate.mutate(source, (3, 5), random.Random(seed), [operator])
         if mutation is not None:
             assert (mutation.operator, mutation.function) == (operator, "function")
             assert mutation.text.startswith(head + signature) and mutation.text.endswith(tail)
@@ -72,7 +72,7 @@ def test_each_operator_makes_its_own_bug(operator, line, expected):
 
 def test_early_return_moves_into_the_loop():
     source = "def f(a):\n    for b in a:\n        if b:\n            c()\n\n    return a\n"
-    mutation = mutate.mutate(source, (1, 6), random.Random(0), "early_return")
+    mutation = mutate.mutate(source, (1, 6), random.Random(0), ["early_return"])
     assert mutation.text == "def f(a):\n    for b in a:\n        if b:\n            c()\n\n        return a\n"
 
 
@@ -84,8 +84,8 @@ def test_wrong_spans_and_operators_are_refused():
     for span in ((1, 1), (2, 4), (3, 3), (5, 9)):
         with pytest.raises(ValueError, match="function"):
             mutate.mutate("x = 1\ndef f():\n    return x\ny = 2\n", span, random.Random(0))
-    with pytest.raises(ValueError, match="needed is one of"):
-        mutate.mutate("def f():\n    pass\n", (1, 2), random.Random(0), "unknown")
+    with pytest.raises(ValueError, match="needed are names out of"):
+        mutate.mutate("def f():\n    pass\n", (1, 2), random.Random(0), ["unknown"])
 
 
 def test_a_function_without_a_place_for_a_bug_gives_none():

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 import small
 
+from swerl_jax import assemble, config as config_lib
+from swerl_jax.env.tokenizer import load_tokenizer
 from swerl_jax.learn.checkpoint import Checkpoints, find_fault
 from swerl_jax.learn.metrics import METRICS, read_metrics
+from swerl_jax.models import shipped
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,7 @@ def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in model.iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "settings.json"]
+    assert json.loads((model / "settings.json").read_text())["config"]["tokenizer"] == "byte"
     assert "exists already" in refusal(*export)
     answers = []
     for checkpoint in (directory, f"hf:{model}"):
@@ -121,6 +126,17 @@ def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
     message = refusal(config, f"--config.init=hf:{model}", "--config.model.arch=tiny", f"--workdir={tmp_path / 'x'}",
                       "--config.phases=('rl',)")
     assert "other sizes than the configured model: D is 32 and not 192; L is 2 and not 6" in message
+
+
+def test_a_run_that_begins_with_another_keeps_its_tokenizer(tmp_path):
+    origin, directory = tmp_path / "first" / assemble.TOKENIZER_PATH, tmp_path / "second"
+    origin.parent.mkdir(parents=True)
+    shutil.copyfile(shipped.find("embedded:tiny") + "/tokenizer.model", origin)
+    config = config_lib.update(config_lib.default(), {
+        "init": str(tmp_path / "first"), "tokenizer": "train:300", "chat": "compact"})
+    tokenizer = assemble.text(config, directory, ("never read",)).tokenizer
+    assert tokenizer.vocab_size == load_tokenizer("embedded:tiny").vocab_size
+    assert (directory / assemble.TOKENIZER_PATH).read_bytes() == origin.read_bytes()
 
 
 @pytest.mark.slow

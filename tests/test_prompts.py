@@ -98,6 +98,19 @@ def test_random_edits_reach_the_oracle_or_are_refused(before, after):
     assert apply_blocks(case.files, output)["m.py"] == after
 
 
+@pytest.mark.parametrize("count, blocks", [
+    (1, [("4\n5", "4\nX"), ("8\n9", "8\nY"), ("98\n99", "98")]),
+    (3, [("2\n3\n4\n5\n6\n7\n8\n9", "2\n3\n4\nX\n6\n7\n8\nY"), ("96\n97\n98\n99", "96\n97\n98")]),
+])
+def test_lines_above_a_change_come_along(count, blocks):
+    lines = [str(i) for i in range(200)]
+    after = [{"5": "X", "9": "Y"}.get(line, line) for line in lines if line != "99"]
+    padded = ["\n".join(text).replace("7\n", "7" + "padding " * 20 + "\n") for text in (lines, after)]
+    case = make_example({"m.py": padded[0]}, {"m.py": padded[1]})
+    found = blocks_of(prompts.answer_text(case, "t", count))
+    assert [tuple(side.replace("padding ", "") for side in block[1:]) for block in found] == blocks
+
+
 @given(data=st.data())
 def test_many_edits_in_a_repetitive_file(data):
     before = [f"{'    ' * (i % 3)}x{data.draw(st.integers(0, 3))}" for i in range(40)] + [""]
@@ -108,7 +121,7 @@ def test_many_edits_in_a_repetitive_file(data):
     before, after = "\n".join(before), "\n".join(after)
     assume(before != after)
     case = make_example({"m.py": before}, {"m.py": after})
-    assert apply_blocks(case.files, prompts.answer_text(case, "t"))["m.py"] == after
+    assert apply_blocks(case.files, prompts.answer_text(case, "t", data.draw(st.sampled_from([0, 1, 5, 50]))))["m.py"] == after
 
 
 def test_marker_lines_are_stepped_round_where_they_do_not_change():

@@ -126,12 +126,26 @@ def test_too_many_constant_groups_end_the_run():
     assert collector.asked == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_constant_groups_stay_by_default_and_have_no_gradient():
+def test_constant_groups_stay_by_default_and_learn_nothing():
+    """Alone they give no update; beside others they count in the mean over tokens and are not computed."""
     before = state()
     kept = reference.parameters(before.params)
-    new, metrics, _ = phase(ScriptedCollector(lambda index: (-1.0, -1.0))).step(before, 0)
-    assert metrics["group/zero_std_frac"] == 1 and metrics["grad_norm"] == 0 and metrics["update/count"] == 1
+    new, metrics, _ = phase(ScriptedCollector(lambda index: (0.1, 0.1, 0.1), lengths=(3, 7, 5)), samples=3).step(before, 0)
+    assert metrics["group/zero_std_frac"] == 1 and metrics["update/count"] == 0
     assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
+    both = ScriptedCollector(lambda index: (0.0, 1.0) if index == 0 else (0.5, 0.5))
+    _, metrics, _ = phase(both).step(state(), 0)
+    a = 0.5 / (0.5 + 1e-6)
+    assert metrics["tokens/learned"] == 10 and metrics["loss"] == pytest.approx(-(3 * -a + 7 * a) / 20, rel=1e-4)
+
+
+def test_a_penalty_holds_answers_without_an_advantage_too():
+    one = RlPhase(settings(), Stream(), prompt_ids, SilentEngine(), ScriptedCollector(lambda index: (0.5, 0.5)),
+                  Learner(ARCH, reference.one_device(), OptimizerSettings(0.01, "constant", 0, 100),
+                          LossSettings("clip", kl_coefficient=0.1)),
+                  PACKING, reference=reference.random_model(ARCH, spread=0.05))
+    _, metrics, _ = one.step(state(), 0)
+    assert metrics["tokens/learned"] == 2 * 10 and metrics["kl_ref"] > 0 and metrics["grad_norm"] > 0
 
 
 def test_faults_of_ours_are_outside_baseline_and_gradient():
@@ -179,8 +193,10 @@ def test_truncated_answers_may_be_kept_from_the_loss():
     # Still in the baseline: advantages of the others are ∓(1/2) / sqrt(1/6), all ratios are 1.
     a = 0.5 / (math.sqrt(1 / 6) + 1e-6)
     assert metrics["loss"] == pytest.approx(-(2 * 3 * -a + 2 * 7 * a) / 20, rel=1e-4)
+    # Learnt from but for its advantage of 0, its tokens count in the mean all the same.
     _, metrics, _ = phase(collector, samples=3).step(state(), 0)
-    assert metrics["tokens/learned"] == 2 * 22
+    assert metrics["tokens/learned"] == 2 * 10
+    assert metrics["loss"] == pytest.approx(-(2 * 3 * -a + 2 * 7 * a) / 44, rel=1e-4)
 
 
 def test_minibatches_and_epochs_are_updates_of_their_own_and_clip():
@@ -284,7 +300,7 @@ async def three_turns(policy, task, sample):
         observations.append(np.array([*words, sample], np.int32))
         turns.append(await policy.draw(task.index, sample, 4 + sample, ids=observations[-1]))
     policy.close(task.index, sample)
-    outcome = Outcome(INFRA_FAULT, None, "lost") if (task.index, sample) == (12, 1) else Outcome(SCORED, 0.3 * sample)
+    outcome = Outcome(INFRA_FAULT, None, "lost") if (task.index, sample) == (12, 1) else Outcome(SCORED, 0.3 * sample**2)
     return rollout(task, sample, turns, observations, "", outcome)
 
 

@@ -121,6 +121,14 @@ def test_markers_and_indentation_are_one_id_each(all_three):
     assert pieces[-6:] == ["\n", "<<<<<<< SEARCH", "\n", "\t", "### ", "======="]
 
 
+def test_a_trained_vocabulary_joins_no_word_to_its_neighbours(tmp_path):
+    text = "def get_item(self):\n    if self.x!=10 and not (a >> 2):\n        return self.get_item()\n"
+    tokenizer = tokenizers.train_sentencepiece([text] * 50, 420, tmp_path / "x.model")
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+    assert pieces == ["def", " get", "_item", "(", "self", ")", ":", "\n    ", "if", " self", ".", "x", "!=", "1", "0", " and", " not",
+                      " (", "a", " >>", " ", "2", ")", ":", "\n        ", "return", " self", ".", "get", "_item", "(", ")", "\n"]
+
+
 def test_training_is_deterministic_and_saving_keeps_the_ids(directory):
     first = tokenizers.train_sentencepiece([CODE], 420, directory / "first.model")
     tokenizers.train_sentencepiece([CODE], 420, directory / "second.model")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from swerl_jax.data import symptoms
 from swerl_jax.data.operators import OPERATORS
@@ -39,7 +39,7 @@ def mutate(
     source: str,
     span: tuple[int, int],
     rng: random.Random,
-    operator: str | None = None,
+    operators: Collection[str] = (),
     used: Mapping[str, int] | None = None,
 ) -> Mutation | None:
     """Injects one bug into the function on the lines `span` of `source`.
@@ -48,20 +48,20 @@ def mutate(
       source: a whole Python file.
       span: first and last line of the function, 1-based, decorators included.
       rng: decides operator, place and wording.
-      operator: a name in OPERATORS; by default uniform among those that apply.
-      used: how often each operator was used so far; the least used that applies is taken, which balances a corpus.
+      operators: names in OPERATORS to choose from; empty: all.
+      used: how often each operator was used so far; the least used that applies is taken, which balances a corpus. Without
+        it all that apply are as likely.
 
     Returns:
       The mutation, or None where no operator applies. It compiles, and its syntax tree differs from the original's.
 
     Raises:
-      ValueError: `span` holds no function, or `operator` is unknown.
+      ValueError: `span` holds no function, or an operator is unknown.
     """
-    if operator is not None and operator not in OPERATORS:
-        raise ValueError(f"got the operator {operator!r}; needed is one of {sorted(OPERATORS)}")
+    check_operators(operators)
     function = parse_function(source, span)
     original = normalised(function.node)
-    for name in [operator] if operator else _order(rng, used or {}):
+    for name in _order(operators or OPERATORS, rng, used or {}):
         edits = list(OPERATORS[name](function))
         rng.shuffle(edits)
         for edit in edits:
@@ -71,13 +71,19 @@ def mutate(
     return None
 
 
+def check_operators(names: Collection[str]) -> None:
+    """Raises ValueError if one is not in OPERATORS."""
+    if unknown := sorted(set(names) - set(OPERATORS)):
+        raise ValueError(f"got the operators {unknown}; needed are names out of {sorted(OPERATORS)}")
+
+
 def normalised(tree: ast.AST) -> str:
     """Returns the syntax tree as text, without positions, comments and layout: equal texts, equal programs."""
     return ast.dump(tree)
 
 
-def _order(rng: random.Random, used: Mapping[str, int]) -> list[str]:
-    names = sorted(OPERATORS)
+def _order(names: Collection[str], rng: random.Random, used: Mapping[str, int]) -> list[str]:
+    names = sorted(names)
     rng.shuffle(names)
     return sorted(names, key=lambda name: used.get(name, 0))  # stable: ties stay shuffled
 

@@ -276,6 +276,14 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
+# Those whose repair follows from the issue and the code in view; the others ask for a constant, a text, a variable or a
+# statement that may have been anything.
+INFERABLE = (
+    "comparison_flipped", "boundary", "wrong_operator", "off_by_one", "negated_condition", "missing_not", "and_or", "early_return",
+    "loop_control", "wrong_exception", "wrong_function",
+)
+
+
 def _of(function: Function, kind: type | tuple[type, ...]) -> Iterator[Any]:
     return (node for node in function.nodes if isinstance(node, kind))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 
 from swerl_jax.data.mutate import normalised
 from swerl_jax.data.pieces import pieces
+from swerl_jax.data.reword import vocabulary
 from swerl_jax.data.syntax import dedent, parse_quietly, without_docstring
 
 TRAIN = "train"
@@ -61,6 +63,11 @@ class Corpus:
 
     functions: tuple[StdlibFunction, ...]
     modules: dict[str, str]
+
+    @functools.cached_property
+    def words(self) -> list[str]:
+        """The words of the training modules."""
+        return vocabulary(text for path, text in self.modules.items() if split_of(path) == TRAIN)
 
     def of(self, split: str) -> list[StdlibFunction]:
         """Returns the functions of one split."""

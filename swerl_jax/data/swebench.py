@@ -16,7 +16,7 @@ from swerl_jax.data.records import Example
 
 PARTIAL_CONTEXT = "partial_context"
 
-_REQUIRED = ("repo", "instance_id", "base_commit", "patch", "problem_statement")
+REQUIRED = ("repo", "instance_id", "base_commit", "patch", "problem_statement")
 _TEST_LISTS = ("FAIL_TO_PASS", "PASS_TO_PASS")
 _META = ("version", "created_at", "hints_text", "environment_setup_commit")
 
@@ -47,7 +47,7 @@ def example_from_swebench(row: Mapping[str, Any]) -> Example:
 
 
 def _convert(row: Mapping[str, Any]) -> Example:
-    for key in (*_REQUIRED, *(key for key in ("test_patch", *_META) if row.get(key) is not None)):
+    for key in (*REQUIRED, *(key for key in ("test_patch", *_META) if row.get(key) is not None)):
         if not isinstance(row.get(key), str):
             raise ValueError(f"{key} is {type(row.get(key)).__name__}; needed is a string")
     files, oracle = _contents(row["patch"])
@@ -83,15 +83,15 @@ def _contents(patch: str) -> tuple[dict[str, str], dict[str, str]]:
         if change.is_rename or change.is_removed_file:
             oracle[before] = ""
         if not change.is_added_file:
-            files[before] = "".join(_side(hunk, "-") for hunk in change)
+            files[before] = "".join(hunk_side(hunk, "-") for hunk in change)
         if not change.is_removed_file:
-            oracle[after] = "".join(_side(hunk, "+") for hunk in change)
+            oracle[after] = "".join(hunk_side(hunk, "+") for hunk in change)
     if not files:
         raise ValueError("the patch changes no file that exists before it; needed is code to look at")
     return files, oracle
 
 
-def _side(hunk: unidiff.Hunk, sign: str) -> str:
+def hunk_side(hunk: unidiff.Hunk, sign: str) -> str:
     """Returns the lines of one side of a hunk, "-" before or "+" after, as they stand in the file."""
     lines: list[str] = []
     last_sign = ""

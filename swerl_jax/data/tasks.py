@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from swerl_jax.data import atomic_file, drills, mutate, operators, pieces, rename, stdlib, symptoms, syntax
+from swerl_jax.data import atomic_file, drills, mutate, operators, pieces, rename, reword, stdlib, symptoms, syntax
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import write_examples
 
@@ -43,6 +43,9 @@ class TaskSpec:
       distractor_files: further files of the same scope from the same split, shown and not to be changed.
       drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
       told_share: 0 … 1: of the training tasks, those whose issue gives the repair away.
+      reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
+        FUNCTION and is_renamed.
+      operators: kinds of bugs, names in `operators.OPERATORS`; empty: all.
       is_cut: training functions above `max_function_bytes` give pieces within the bounds, see `pieces`; with FUNCTION.
       is_renamed: give local variables other names each time, and, if it stands alone, the function, its parameters and
         the file as well; without it the number of different tasks is limited.
@@ -60,6 +63,8 @@ class TaskSpec:
     is_renamed: bool = True
     drill_count: int = 0
     told_share: float = 0.0
+    reworded_share: float = 0.0
+    operators: tuple[str, ...] = ()
     is_cut: bool = False
 
     def __post_init__(self):
@@ -68,8 +73,12 @@ class TaskSpec:
         if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
-        if not 0 <= self.told_share <= 1:
-            raise ValueError(f"told_share is {self.told_share}; needed is 0 to 1")
+        for name in ("told_share", "reworded_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed is 0 to 1")
+        if self.reworded_share and not (self.is_renamed and self.scope == FUNCTION):
+            raise ValueError(f"reworded_share needs is_renamed and scope {FUNCTION!r}")
+        mutate.check_operators(self.operators)
         if self.is_cut and self.scope == MODULE:
             raise ValueError(f"is_cut needs scope {FUNCTION!r}; a module is shown whole")
 
@@ -195,23 +204,26 @@ def _task(
     alone = spec.scope == FUNCTION
     source = function.text if alone else corpus.modules[function.path]
     span = (1, source.count("\n")) if alone else function.span
+    is_training = function.split == stdlib.TRAIN
     if spec.is_renamed:
-        source, _ = rename.rename(source, span, rng, is_public=alone)
-    bug = mutate.mutate(source, span, rng, used=used)
+        source, names = rename.rename(source, span, rng, is_public=alone)
+        if is_training and rng.random() < spec.reworded_share:
+            source = reword.reword(source, corpus.words, rng, [name.removeprefix(".") for name in names.values()])
+    bug = mutate.mutate(source, span, rng, spec.operators, used)
     if bug is None:
         return None
     texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
-    names = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
-    files = [(names[path], text) for path, text in texts]
+    shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
+    files = [(shown[path], text) for path, text in texts]
     rng.shuffle(files)
-    is_told = function.split == stdlib.TRAIN and rng.random() < spec.told_share
+    is_told = is_training and rng.random() < spec.told_share
     return Example(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
         issue=symptoms.tell(rng, bug.text, source) if is_told else bug.issue,
         files=dict(files),
-        oracle={names[function.path]: source},
+        oracle={shown[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
 
@@ -243,10 +255,11 @@ def _distractors(
 def _identity(spec: TaskSpec) -> dict[str, Any]:
     """Returns all that decides what the tasks are."""
     digest = hashlib.sha256()
-    for module in (drills, mutate, operators, pieces, rename, stdlib, symptoms, syntax):
+    for module in (drills, mutate, operators, pieces, rename, reword, stdlib, symptoms, syntax):
         digest.update(pathlib.Path(module.__file__).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
-    return {"spec": dataclasses.asdict(spec), "python": platform.python_version(), "generator": digest.hexdigest()}
+    spec_as_read = json.loads(json.dumps(dataclasses.asdict(spec)))  # where a tuple is a list
+    return {"spec": spec_as_read, "python": platform.python_version(), "generator": digest.hexdigest()}
 
 
 def _is_made(manifest: pathlib.Path, identity: dict[str, Any]) -> bool:

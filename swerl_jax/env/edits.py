@@ -23,11 +23,14 @@ _FINE_GROWTH = 6  # neighbouring lines tried one by one before the search grows 
 _Hunk = tuple[int, int, int, int]  # lines [a, b) before become lines [c, d) after
 
 
-def oracle_edits(example: Example) -> list[patch.Edit]:
+def oracle_edits(example: Example, lines_above: int = 0) -> list[patch.Edit]:
     """Returns edits that turn `example.files` into `example.oracle` exactly, applied in order.
 
     Each replaces one run of lines that occurs once when its turn comes; it is grown by whole neighbouring lines until
     it does, and changes closer together than the markup of a second block is long share one.
+
+    Args:
+      lines_above: unchanged lines above a change that its edit takes along in any case.
 
     Raises:
       ValueError: naming the example, if it changes nothing or its text cannot be written between the markers.
@@ -36,7 +39,7 @@ def oracle_edits(example: Example) -> list[patch.Edit]:
     for path, after in example.oracle.items():
         before = example.files.get(path, "")
         if before != after:
-            edits += _file_edits(example.id, path, before.split("\n"), after.split("\n"))
+            edits += _file_edits(example.id, path, before.split("\n"), after.split("\n"), lines_above)
     if not edits:
         raise ValueError(f"example {example.id!r} has no change to write an answer for: the oracle equals the files")
     return edits
@@ -73,8 +76,8 @@ def _told(old: str, new: str) -> str:
     return f"`{old}` becomes `{new}`." if new else f"Remove `{old}`."
 
 
-def _file_edits(example_id: str, path: str, before: list[str], after: list[str]) -> list[patch.Edit]:
-    hunks = _hunks(before, after)
+def _file_edits(example_id: str, path: str, before: list[str], after: list[str], lines_above: int) -> list[patch.Edit]:
+    hunks = _with_lines_above(_hunks(before, after), lines_above)
     for candidate in (_merge_close(hunks, before, path), hunks):  # apart, they may step round a line that is markup
         edits = [
             _unique_edit(path, after[:c] + before[a:], (c, c + b - a), after[c:d]) for a, b, c, d in candidate
@@ -99,6 +102,20 @@ def _hunks(before: Sequence[str], after: Sequence[str]) -> list[_Hunk]:
         for kind, a1, a2, b1, b2 in matcher.get_opcodes()
         if kind != "equal"
     ]
+
+
+def _with_lines_above(hunks: Sequence[_Hunk], count: int) -> list[_Hunk]:
+    """Moves the hunks' starts up; those that then touch are one."""
+    widened: list[_Hunk] = []
+    for a, b, c, d in hunks:
+        room = a - widened[-1][1] if widened else a
+        above = min(count, room)
+        if count and widened and above == room:
+            start, _, new_start, _ = widened.pop()
+            widened.append((start, b, new_start, d))
+        else:
+            widened.append((a - above, b, c - above, d))
+    return widened
 
 
 def _merge_close(hunks: Sequence[_Hunk], before: Sequence[str], path: str) -> list[_Hunk]:

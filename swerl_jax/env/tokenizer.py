@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,6 +23,9 @@ MARKERS = ("<think>", "</think>", "<solution>", "</solution>", "<<<<<<< SEARCH",
            "```python", "```", "### ")
 
 _SPACE = "\u2581"  # sentencepiece writes a space as this character inside its pieces
+_DELIMITER = "\x01"
+# What one id may stand for at most: an indentation, a word of a name, a digit, an operator, any other sign.
+_PART = r"\n *|[ _]?[^\W\d_]+| ?\d| ?[<>=!+\-*/%&|^@:~]+| ?[^\w\s]|_+|."
 
 
 class ByteTokenizer:
@@ -136,7 +140,8 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains a byte-pair vocabulary for Python code, writes it to `path` and returns it; the same texts, the same file.
 
-    A line break and the indentation behind it (up to 24 spaces, in fours) are one id; so is each of `symbols`.
+    A line break and the indentation behind it (up to 24 spaces, in fours) are one id; so is each of `symbols`. No other id
+    joins a word, a number, an operator or a bracket to its neighbour, so that a change of one is a change of whole ids.
 
     Args:
       texts: what to learn from; a few MB take about a second.
@@ -147,20 +152,21 @@ def train_sentencepiece(
     Raises:
       ValueError: the texts are too few for `vocab_size`, or `vocab_size` has no room for what must be in it.
     """
+    part = re.compile("|".join([*map(re.escape, symbols), _PART]), re.DOTALL)
     symbols = ["\n", *("\n" + " " * (4 * depth) for depth in range(1, 7)), "\t", *symbols]
     partial = pathlib.Path(f"{path}.partial")
-    lines = (line for text in texts for line in well_formed(text).splitlines(keepends=True))
+    parted = (_DELIMITER.join(part.findall(well_formed(text).replace(_DELIMITER, ""))) for text in texts)
     try:
         with open(partial, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines, model_writer=file, vocab_size=vocab_size, model_type="bpe", num_threads=1,
+                sentence_iterator=parted, model_writer=file, vocab_size=vocab_size, model_type="bpe", num_threads=1,
                 control_symbols=list(SPECIAL_NAMES), unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
                 user_defined_symbols=[symbol.replace(" ", _SPACE) for symbol in symbols],
                 byte_fallback=True, character_coverage=0.999,  # rarer characters are spelt in bytes,
                 required_chars=_visible_ascii(),  # these never
                 normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True, split_digits=True,
-                split_by_unicode_script=False,  # lets "self." and "):" be one piece
+                split_by_unicode_script=False, pretokenization_delimiter=_DELIMITER,  # it is not learnt
                 max_sentence_length=10_000_000, minloglevel=2,
             )
     except RuntimeError as error:

@@ -38,11 +38,12 @@ ADVANTAGES: dict[str, Callable[[Sequence[float]], list[float]]] = {"grpo": grpo,
 
 
 def group_advantages(kind: str, rewards: Sequence[float | None]) -> list[float | None]:
-    """One advantage a branch; a reward of None (a fault of ours) leaves the baseline and gets None."""
+    """One advantage a branch; a reward of None (a fault of ours) leaves the baseline and gets None.
+
+    Equal rewards give exactly 0, whatever the rounding of their mean.
+    """
     known = [r for r in rewards if r is not None]
-    if not known:
-        return [None] * len(rewards)
-    advantages = iter(ADVANTAGES[kind](known))
+    advantages = iter([0.0] * len(known) if is_constant(known) else ADVANTAGES[kind](known))
     return [None if r is None else next(advantages) for r in rewards]
 
 

@@ -152,7 +152,11 @@ class RlPhase:
                              "use a wider model.dtype, or report this as a bug")
 
     def _prefixed(self, groups: Sequence[Group]) -> list[Prefixed]:
-        """Branches with advantages and token weights; answers without a verdict are left out."""
+        """Branches with advantages and token weights; answers without a verdict are left out.
+
+        So are those whose advantage is 0, after they were counted in the weights: their gradient is exactly 0, unless a k3
+        penalty holds them to the reference.
+        """
         settings = self.settings
         chosen = []
         for group in groups:
@@ -162,6 +166,8 @@ class RlPhase:
         weights = advantage.token_weights(settings.aggregation, lengths, settings.constant_length) if chosen else []
         branches: dict[int, list[Branch]] = {}
         for (group, r, a), weight in zip(chosen, weights):
+            if a == 0 and not self.learner.loss.kl_coefficient:
+                continue
             branches.setdefault(group.index, []).append(Branch(r.ids, r.is_sampled, r.logp, a, weight))
         return [Prefixed(g.prompt, branches[g.index]) for g in groups if g.index in branches]
 

@@ -125,7 +125,7 @@ def _qwen3(D: int, L: int, N: int, F: int, *, is_tied: bool = False) -> Arch:
 
 # Published sizes, from each model's config.json; "tiny" and "bench" are ours.
 ARCHS: dict[str, Arch] = {
-    "tiny": Arch(V=768, D=192, L=6, N=6, K=2, H=32, F=512, is_tied=True),
+    "tiny": Arch(V=768, D=192, L=6, N=6, K=2, H=32, F=512, is_tied=True, rope_theta=10_000.0),
     "bench": Arch(V=4096, D=256, L=6, N=8, K=4, H=32, F=768, is_tied=True),
     "llama3-8b": _llama(4096, 32, 32, 14_336, factor=None),
     "llama3.1-8b": _llama(4096, 32, 32, 14_336),

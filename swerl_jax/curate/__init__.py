@@ -1,0 +1,1 @@
+"""From public history to training shards: fixes found in clones and archives, filtered, given context, written."""

@@ -1,0 +1,219 @@
+"""What is evaluated on is not trained on: changes of evaluation repositories, of their forks, and of copies of their code.
+
+A repository belongs to an evaluation if it has, or ever had, such a name; if its number is one that such a name was seen
+with; or if it shares a root commit with a clone of such a name, as forks do. A change is also dropped if an issue that it
+fixes was reported in such a repository. Copies without history are left to the comparison of contents.
+
+SWE-bench's *dev* split is no evaluation: its repositories are in none of the splits listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from swerl_jax.curate.change import Change
+from swerl_jax.curate.shingles import example_change, shingles, visible_text
+from swerl_jax.data.records import Example
+
+_HERE = pathlib.Path(__file__).resolve().parent
+REPOSITORIES_PATH = _HERE / "evaluation_repositories.json"
+ALIASES_PATH = _HERE / "evaluation_aliases.json"
+
+RUN_WORDS = 10
+OVERLAP = 0.5  # share of the runs of the smaller of two texts from which one holds the other
+_MIN_RUNS = 5  # fewer common runs are chance: 14 words in a row
+_MAX_ROWS_OF_A_RUN = 3  # a run of words in more rows is a template's, a licence's, a warning's
+# Directories of clones without a remote are often called by the project alone; these words say nothing.
+_COMMON_NAMES = frozenset(
+    "babel bat carbon core druid faker flask fmt framework hugo json next prism redis requests teleport vuls".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What identifies a repository of an evaluation.
+
+    Attributes:
+      names: "owner/name", as `normal_name` writes it.
+      ids: GitHub's numbers.
+      roots: full ids of root commits.
+    """
+
+    names: frozenset[str]
+    ids: frozenset[int] = frozenset()
+    roots: frozenset[str] = frozenset()
+
+    def with_seen(self, pairs: Iterable[tuple[str, int]]) -> Evaluation:
+        """Adds what (name, id) pairs of an archive tell: ids seen with a known name, and all names of such ids."""
+        names_of: dict[int, set[str]] = {}
+        for name, number in pairs:
+            if number:
+                names_of.setdefault(number, set()).add(normal_name(name))
+        ids = self.ids | {number for number, names in names_of.items() if names & self.names}
+        # One step: a name that a stranger took over later must not drag in the stranger's other names.
+        return dataclasses.replace(self, ids=ids, names=self.names.union(*(names_of.get(number, ()) for number in ids)))
+
+    def with_clones(self, clones: Iterable[tuple[str, Iterable[str]]]) -> Evaluation:
+        """Adds the root commits of clones, given as (name, roots), whose name is one of these.
+
+        A shallow clone has no true root: give none for it.
+        """
+        found = {root for name, roots in clones if self._is_named(name) for root in roots}
+        return dataclasses.replace(self, roots=self.roots | found)
+
+    def repository_reason(self, names: Iterable[str], repo_id: int = 0, roots: Iterable[str] = ()) -> str:
+        """Why a repository belongs to an evaluation, "" if it does not.
+
+        Args:
+          names: all it is known by; "owner/name", a remote address, or a directory's name.
+          repo_id: 0 where unknown.
+          roots: its root commits.
+        """
+        for name in names:
+            if self._is_named(name):
+                return f"named {name}"
+        if repo_id and repo_id in self.ids:
+            return f"repository {repo_id}"
+        shared = sorted(self.roots.intersection(roots))
+        return f"shares root commit {shared[0]}" if shared else ""
+
+    def change_reason(self, change: Change, roots: Iterable[str] = ()) -> str:
+        """Why a change belongs to an evaluation, "" if it does not; "names" and "issue_repo_ids" of its meta count."""
+        names = [change.repo, *map(str, change.meta.get("names", ()))]
+        if reason := self.repository_reason(names, change.repo_id, roots):
+            return reason
+        reported = sorted({issue.repo for issue in change.issues if self._is_named(issue.repo)})
+        reported += sorted(f"repository {number}" for number in self.ids.intersection(change.meta.get("issue_repo_ids", ())))
+        return f"fixes an issue of {reported[0]}" if reported else ""
+
+    def _is_named(self, name: str) -> bool:
+        normal = normal_name(name)
+        if normal in self.names:
+            return True
+        return "/" not in normal and normal in _directory_names(self.names)
+
+
+def load(paths: Iterable[str | os.PathLike[str]] = (REPOSITORIES_PATH, ALIASES_PATH)) -> Evaluation:
+    """The evaluation repositories of JSON files: `splits` (name → repositories), and perhaps `former_names` and `ids`.
+
+    Raises:
+      ValueError: a file names no repository.
+    """
+    names: set[str] = set()
+    ids: set[int] = set()
+    for path in paths:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        groups = [*value.get("splits", {}).values(), *value.get("former_names", {}).values()]
+        found = {normal_name(name) for group in groups for name in group}
+        if not found or not all(name.count("/") == 1 for name in found):
+            raise ValueError(f"{path} has no evaluation repositories; needed are \"splits\" of lists of \"owner/name\"")
+        names |= found
+        ids |= set(value.get("ids", {}).values())
+    return Evaluation(frozenset(names), frozenset(ids))
+
+
+def normal_name(name: str) -> str:
+    """"owner/name" in lower case of a name or an address; a directory's name in lower case."""
+    name = name.strip().lower().rstrip("/").removesuffix(".git")
+    name = re.sub(r"\A(?:[a-z+]{1,16}://)?(?:[^\s/@]{1,128}@)?(?:www\.)?github\.com[/:]", "", name)
+    return re.sub(r"\A([^/\s]{1,100}?)__([^/\s]{1,100})\Z", r"\1/\2", name)  # how SWE-bench's directories are called
+
+
+def _directory_names(names: frozenset[str]) -> frozenset[str]:
+    """What a directory of a clone of one of these may be called, where no remote says its name."""
+    owner_and_name = [name.split("/") for name in names]
+    joined = {f"{owner}{sign}{name}" for owner, name in owner_and_name for sign in "-_."}
+    return frozenset(joined | ({name for _, name in owner_and_name} - _COMMON_NAMES))
+
+
+class EvaluationTexts:
+    """The issues and fixes of evaluation rows, to find their copies elsewhere.
+
+    Compared are runs of ten words of the issue, and of the changed lines. Two texts overlap by the share of common runs in
+    the smaller of the two sets, so that a fix hidden in a large change is found as well as an excerpt of one.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]):
+        """Reads rows in SWE-bench's format; needed are `instance_id`, `problem_statement` and `patch`."""
+        self._ids: list[str] = []
+        issues, changes = [], []
+        for row in rows:
+            self._ids.append(str(row["instance_id"]))
+            issues.append(shingles(visible_text(row["problem_statement"]), RUN_WORDS))
+            changes.append(shingles(_patch_text(row["patch"]), RUN_WORDS))
+        self._issues, self._changes = _Index(issues), _Index(changes)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def reason(self, example: Example) -> str:
+        """Which row an example's issue or change repeats, "" for none."""
+        for what, index, text in (
+            ("issue", self._issues, visible_text(example.issue)), ("change", self._changes, example_change(example)),
+        ):
+            row, share = index.nearest(shingles(text, RUN_WORDS))
+            if share >= OVERLAP:
+                return f"{what} shares {share:.0%} with {self._ids[row]}"
+        return ""
+
+
+class _Index:
+    """Run of words → the rows that have it, as two sorted arrays."""
+
+    def __init__(self, sets: list[np.ndarray]):
+        runs = np.concatenate([np.zeros(0, np.uint64), *sets])
+        rows = np.repeat(np.arange(len(sets)), [len(one) for one in sets])
+        order = np.argsort(runs, kind="stable")
+        runs, rows = runs[order], rows[order]
+        _, inverse, counts = np.unique(runs, return_inverse=True, return_counts=True)
+        is_telling = counts[inverse] <= _MAX_ROWS_OF_A_RUN
+        self._runs, self._rows = runs[is_telling], rows[is_telling]
+        self._sizes = np.bincount(self._rows, minlength=len(sets))
+
+    def nearest(self, runs: np.ndarray) -> tuple[int, float]:
+        """(the row that shares most with `runs`, the share of the smaller set), (0, 0.0) where none shares enough."""
+        starts, ends = np.searchsorted(self._runs, runs, "left"), np.searchsorted(self._runs, runs, "right")
+        found = [self._rows[start:end] for start, end in zip(starts, ends, strict=True) if end > start]
+        if not found:
+            return 0, 0.0
+        hits = np.bincount(np.concatenate(found), minlength=len(self._sizes))
+        shares = np.where(hits >= _MIN_RUNS, hits / np.maximum(1, np.minimum(self._sizes, len(runs))), 0.0)
+        row = int(np.argmax(shares))
+        return row, float(shares[row])
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of an evaluation file, JSON lines, perhaps compressed (.gz).
+
+    Raises:
+      ValueError: naming the file and line that is no row in SWE-bench's format.
+    """
+    path = os.fspath(path)
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if all(isinstance(row[key], str) for key in ("instance_id", "problem_statement", "patch")):
+                    yield row
+                    continue
+            except (KeyError, TypeError, ValueError):
+                pass
+            raise ValueError(f"{path}, line {number} is no evaluation row; needed is an object with the texts instance_id, "
+                             "problem_statement and patch")
+
+
+def _patch_text(patch: str) -> str:
+    """The changed lines of a unified diff, without their signs."""
+    return "\n".join(line[1:] for line in patch.split("\n") if line[:1] in ("+", "-") and line[:4] not in ("+++ ", "--- "))

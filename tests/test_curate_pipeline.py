@@ -1,0 +1,257 @@
+"""From each of the three sources to shards, funnel, rejects and manifest; what is torn or corrupt is told and passed over."""
+
+import gzip
+import hashlib
+import json
+import pathlib
+import shutil
+
+import pytest
+from clones import History, git
+from curated import MIT, Inline, config, contents, make_clone, shards
+
+from swerl_jax.curate import tasks
+from swerl_jax.data.shards import open_examples
+from swerl_jax.env import prompts, reward
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def curate(source, out, engine=None, **changes):
+    """(manifest, what is printed) of a run."""
+    told = tasks.curate(config(source, out, **changes), engine or Inline())
+    return json.loads((pathlib.Path(out) / "manifest.json").read_text()), told
+
+
+def rejects(out):
+    with gzip.open(pathlib.Path(out) / "rejects.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def assert_sound(out, manifest):
+    """What the manifest says is so, and every example's own answer scores 1.0."""
+    made = shards(out)
+    assert {shard["name"] for shard in manifest["shards"]} == set(made)
+    for shard in manifest["shards"]:
+        assert hashlib.sha256(made[shard["name"]]).hexdigest() == shard["sha256"] and len(made[shard["name"]]) == shard["bytes"]
+        rows = open_examples(pathlib.Path(out) / shard["name"])
+        assert len(rows) == shard["rows"]
+        for example in rows:
+            outcome = reward.search_replace_reward(prompts.answer_text(example, "So."), example.files, example.oracle)
+            assert outcome.reward == 1.0 and outcome.is_exact
+    funnel = manifest["funnel"]
+    assert funnel["in"] == funnel["out"] + sum(count for reasons in funnel["dropped"].values() for count in reasons.values())
+    assert funnel["out"] == sum(manifest["examples"].values())
+    assert {"funnel.json", "funnel.txt", "funnel.png", "manifest.json"} <= set(contents(out))
+
+
+@pytest.fixture(scope="module")
+def git_run(tmp_path_factory):
+    """(directory of three clones, one of them corrupt, its run's output, manifest, what was printed)."""
+    directory = tmp_path_factory.mktemp("git")
+    make_clone(directory / "clones" / "a.git", "o/a", fixes=12, seed=1)
+    make_clone(directory / "clones" / "b.git", "o/b", fixes=7, seed=2)
+    make_clone(directory / "clones" / "c.git", "o/c", fixes=3, seed=3)
+    shutil.rmtree(directory / "clones" / "c.git" / "objects")
+    (directory / "clones" / "c.git" / "objects").mkdir()
+    manifest, told = curate(f"git:{directory / 'clones'}", directory / "out", keep_rejects=True)
+    return directory, manifest, told
+
+
+def test_clones_become_shards(git_run):
+    directory, manifest, told = git_run
+    assert_sound(directory / "out", manifest)
+    assert manifest["examples"] == {"train": 12, "held_out": 7} and manifest["split_by"] == "repository"
+    train = open_examples(directory / "out" / "train-00000-of-00001.array_record")
+    assert {example.repo for example in train} == {"o/a"} and {example.meta["licence"] for example in train} == {"MIT"}
+    assert manifest["licences"] == {"MIT": 19} and manifest["languages"] == {"Python": 19}
+    assert all(len(example.files) > len(example.oracle) == 1 for example in train), "unchanged files are shown too"
+    assert manifest["funnel"]["in"] == 2 * 2 + 12 + 7 + 1  # a root and a README of each, the fixes, the corrupt clone
+    recall = manifest["recall_from_issue_alone"]
+    assert recall["of"] == 19 and recall["at_1"] > 0.8 and recall["at_10"] == 1.0, "the issues name the function"
+    assert f"{recall['at_1']:.3f} at 1" in told
+    assert manifest["config"]["curate.buckets"] == 4 and manifest["versions"]["swerl_jax"]
+    assert "django/django" in manifest["contamination"]["repositories"]
+
+
+def test_a_corrupt_clone_and_every_drop_are_told(git_run):
+    directory, manifest, told = git_run
+    clone = str(directory / "clones" / "c.git")
+    assert len(manifest["faults"]) == 1 and clone in manifest["faults"][0] and clone in told
+    found = [(row["id"].partition("@")[0], row["stage"], row["reason"]) for row in rejects(directory / "out")]
+    assert sorted(found) == sorted([("o/a", "source", "root"), ("o/b", "source", "root"), ("o/a", "filters", "no_source"),
+                                    ("o/b", "filters", "no_source"), (clone, "source", "unreadable_clone")])
+    assert manifest["funnel"]["dropped"] == {"filters": {"no_source": 2}, "source": {"root": 2, "unreadable_clone": 1}}
+
+
+def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_path):
+    directory, _, _ = git_run
+    engine = Inline()
+    curate(f"git:{directory / 'clones'}", directory / "out", engine, keep_rejects=True)
+    assert [task.function.__name__ for task in engine.done] == ["look_at"] * 3
+    expected = shards(directory / "out")
+    curate(f"git:{directory / 'clones'}", tmp_path / "again", Inline(-1), curate__range_commits=3)
+    assert shards(tmp_path / "again") == expected
+    (directory / "out" / "train-00000-of-00001.array_record").unlink()
+    curate(f"git:{directory / 'clones'}", directory / "out")
+    assert shards(directory / "out") == expected
+
+
+def test_other_settings_are_refused(git_run):
+    directory, _, _ = git_run
+    with pytest.raises(ValueError, match="(?s)made with other settings.*curate.max_files: was 100, is 3"):
+        curate(f"git:{directory / 'clones'}", directory / "out", curate__max_files=3)
+
+
+def test_one_clone_is_split_by_id_and_copies_are_dropped(tmp_path):
+    make_clone(tmp_path / "a.git", "o/a", fixes=11, seed=4)
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", held_out_share=0.2)
+    assert manifest["split_by"] == "id" and manifest["examples"] == {"train": 9, "held_out": 2}
+    make_clone(tmp_path / "two" / "a.git", "o/a", fixes=11, seed=4)
+    make_clone(tmp_path / "two" / "b.git", "fork/a", fixes=14, seed=4)
+    manifest, _ = curate(f"git:{tmp_path / 'two'}", tmp_path / "out2", keep_rejects=True)
+    assert sum(manifest["examples"].values()) == 14 and manifest["split_by"] == "id", "forks are one repository"
+    assert manifest["funnel"]["dropped"]["near_duplicates"] == {"near_duplicate": 11}
+    assert all(row["detail"].startswith("like ") for row in rejects(tmp_path / "out2") if row["stage"] == "near_duplicates")
+    make_clone(tmp_path / "same" / "x" / "a.git", "o/a", fixes=11, seed=4)
+    make_clone(tmp_path / "same" / "y" / "a.git", "o/a", fixes=11, seed=4)
+    manifest, _ = curate(f"git:{tmp_path / 'same'}", tmp_path / "out3")
+    assert manifest["funnel"]["dropped"]["near_duplicates"] == {"same_id": 11}
+
+
+def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):
+    make_clone(tmp_path / "clones" / "django.git", "Django/django", fixes=3, seed=5)
+    make_clone(tmp_path / "clones" / "fork.git", "someone/else", fixes=5, seed=5)
+    make_clone(tmp_path / "clones" / "other.git", "o/other", fixes=4, seed=6)
+    manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
+    assert sum(manifest["examples"].values()) == 4 and manifest["funnel"]["dropped"]["contamination"] == {"repository": 5 + 7}
+    rows = [{"instance_id": "e-1", "problem_statement": example.issue, "patch": ""}
+            for example in open_examples(str(tmp_path / "out" / "*.array_record"))]
+    (tmp_path / "eval.jsonl").write_text(json.dumps(rows[0]))
+    manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out2",
+                         curate__evaluation_files=(str(tmp_path / "eval.jsonl"),))
+    assert manifest["funnel"]["dropped"]["contamination"]["content"] == 1
+
+
+def test_issues_from_a_file_are_linked(tmp_path):
+    make_clone(tmp_path / "a.git", "o/a", fixes=2, seed=7)
+    (tmp_path / "issues.jsonl").write_text(json.dumps({"number": 1, "title": "It breaks badly", "body": "always, with an error"})
+                                           + "\nnot JSON\n")
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", curate__issues=str(tmp_path / "issues.jsonl"))
+    assert len(manifest["faults"]) == 1 and "row 2" in manifest["faults"][0]
+
+
+@pytest.mark.parametrize("source, message", [
+    ("svn:x", "needed is git:PATH, gharchive:DIRECTORY or swebench:FILE"), ("git:/nonexistent/x", "there is no /nonexistent/x"),
+    ("git:{}", "found no clone"), ("gharchive:{}", "found no hour of events at|found no clone"),
+])
+def test_sources_that_cannot_be_read_are_said(tmp_path, source, message):
+    with pytest.raises(ValueError, match=message):
+        curate(source.format(tmp_path), tmp_path / "out")
+
+
+def test_rows_without_clones_are_shown_in_part(tmp_path):
+    path = SHARED / "swebench_dev.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    manifest, _ = curate(f"swebench:{path}", tmp_path / "out", prompt__max_tokens=12_288, answer__max_tokens=4096,
+                         keep_rejects=True)
+    assert_sound(tmp_path / "out", manifest)
+    dropped = manifest["funnel"]["dropped"]
+    assert manifest["funnel"]["in"] == 216 and dropped["filters"]["kind_rename"] == 2 and "contamination" not in dropped
+    assert sum(manifest["examples"].values()) > 150 and manifest["split_by"] == "repository"
+    example = open_examples(str(tmp_path / "out" / "train-*"))[0]
+    assert example.flags == ("partial_context",) and {"FAIL_TO_PASS", "PASS_TO_PASS", "test_patch"} <= set(example.tests)
+
+
+def test_rows_with_a_clone_show_whole_files(tmp_path):
+    ids = make_clone(tmp_path / "clones" / "o" / "n.git", "o/n", fixes=2, seed=8)
+    clone = tmp_path / "clones" / "o" / "n.git"
+    row = {"repo": "o/n", "instance_id": "o__n-7", "base_commit": ids["docs"], "hints_text": "look there",
+           "problem_statement": "It breaks\nwith an error when called twice", "patch": git(clone, "diff", ids["docs"], ids[1]) + "\n",
+           "test_patch": "", "FAIL_TO_PASS": "[\"t\"]", "PASS_TO_PASS": "[]"}
+    wrong = row | {"instance_id": "o__n-8", "patch": row["patch"].replace("\n     ", "\n     other")}
+    lines = [json.dumps(row), json.dumps(wrong), json.dumps(row | {"instance_id": "x-1", "base_commit": "0" * 40}), "[]"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    manifest, _ = curate(f"swebench:{tmp_path / 'rows.jsonl'}", tmp_path / "out", keep_rejects=True, held_out_share=0.0,
+                         curate__clones=str(tmp_path / "clones"), curate__hints=True)
+    assert [(one["reason"], one["id"]) for one in rejects(tmp_path / "out")] == [
+        ("patch_fails", "o__n-8"), ("missing_commit", "x-1"), ("malformed_row", "[]")]
+    example, = open_examples(str(tmp_path / "out" / "train-*"))
+    (path, after), = example.oracle.items()
+    assert after == git(clone, "show", f"{ids[1]}:{path}") + "\n" * after.endswith("\n")
+    assert example.files[path].startswith('"""What') and len(example.files) > 1 and not example.flags
+    assert example.issue.endswith("look there") and example.meta["licence"] == "MIT" and example.tests["FAIL_TO_PASS"] == ["t"]
+
+
+EVENTS = SHARED / "events"
+BEFORE = "def area(width, height):\n    return width\n\n\ndef edge(width):\n    return 4 * width\n"
+AFTER = BEFORE.replace("return width\n", "return width * height\n")
+
+
+def fixture(name, **fields):
+    """An event of the fixtures; `a__b` of the fields names what lies in its payload at a, b."""
+    event = json.loads((EVENTS / f"{name}.json").read_text())
+    for path, value in fields.items():
+        *above, key = path.split("__")
+        place = event if path in ("id", "created_at", "repo") else event["payload"]
+        for part in above:
+            place = place[part]
+        place[key] = value
+    return event
+
+
+def make_archive(directory, schema):
+    """Two hours of events of a schema, one of them torn behind its last event, and a clone; returns the merge."""
+    ids = History().commit("root", {"src/shape.py": BEFORE, "src/other.py": "import shape\n", "LICENSE": MIT}).commit(
+        "fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #6").commit(
+        "merge", {"src/shape.py": AFTER}, parents=["root", "fix"],
+        message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(directory / "clones" / "test-events.git")
+    commits = {"pull_request__base__sha": ids["root"], "pull_request__head__sha": ids["fix"]}
+    later = {"id": "14881217700", "created_at": "2021-01-21T10:12:34Z", "action": "closed"}
+    told = {"pull_request__body": "Fixes #6", "pull_request__title": "Fix area"} if schema == "pre2025" else {}
+    merged = {"pull_request__merged": True, "pull_request__merge_commit_sha": ids["merge"],
+              "pull_request__merged_at": later["created_at"]} if schema == "pre2025" else {}
+    events = [
+        [fixture(f"{schema}_issues_event", issue__title="area() is wrong", issue__body="It ignores the height, an error."),
+         fixture(f"{schema}_push_event"), fixture(f"{schema}_pull_request_event", **commits, **told)],
+        [fixture(f"{schema}_pull_request_event", **later, **commits, **told, **merged),
+         fixture(f"{schema}_pull_request_event", id="14881217701", repo={"id": 5, "name": "no/clone"}, action="closed", **{
+             key: value for key, value in later.items() if key == "created_at"}, **commits, **told, **merged),
+         fixture(f"{schema}_pull_request_review_comment_event"), fixture(f"{schema}_issue_comment_event")],
+    ]
+    for hour, lines in enumerate(events):
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        packed = gzip.compress(data) + (gzip.compress(b"x" * 999)[:-12] if hour else b"")
+        (directory / f"2021-01-2{hour}-10.json.gz").write_bytes(packed)
+    return ids
+
+
+@pytest.mark.parametrize("schema", ["pre2025", "post2025"])
+def test_events_are_joined_to_clones(tmp_path, schema):
+    if not EVENTS.exists():
+        pytest.skip(f"{EVENTS} is absent")
+    ids = make_archive(tmp_path, schema)
+    manifest, told = curate(f"gharchive:{tmp_path}", tmp_path / "out", keep_rejects=True, held_out_share=0.0)
+    assert_sound(tmp_path / "out", manifest)
+    example, = open_examples(str(tmp_path / "out" / "train-*"))
+    assert (example.id, example.commit) == ("wayofthepie/test-events#8@316335970", ids["root"])
+    assert example.issue == "area() is wrong\n\nIt ignores the height, an error." and not example.flags
+    assert dict(example.oracle) == {"src/shape.py": AFTER} and sorted(example.files) == ["src/other.py", "src/shape.py"]
+    title = {"pre2025": "Fix area", "post2025": "Add test file ()"}[schema]  # the second is what a review comment repeats
+    assert (example.meta["repo_id"], example.meta["title"], example.meta["origin"]["merged"]) == (316335970, title, True)
+    assert [issue["number"] for issue in example.meta["issues"]] == [6]
+    found = {(row["id"], row["reason"]) for row in rejects(tmp_path / "out")}
+    assert ("no/clone#8@5", "no_clone") in found
+    assert len(manifest["faults"]) == 1 and "2021-01-21-10.json.gz: torn" in manifest["faults"][0] and "torn" in told
+
+
+def test_an_archive_tells_the_numbers_of_evaluation_repositories(tmp_path):
+    if not EVENTS.exists():
+        pytest.skip(f"{EVENTS} is absent")
+    make_archive(tmp_path, "pre2025")
+    seen = fixture("pre2025_issues_event", id="1", repo={"id": 316335970, "name": "django/django"}, issue__number=99)
+    (tmp_path / "2015-01-01-1.json.gz").write_bytes(gzip.compress(json.dumps(seen).encode() + b"\n"))
+    manifest, _ = curate(f"gharchive:{tmp_path}", tmp_path / "out")
+    assert manifest["examples"] == {"train": 0, "held_out": 0} and manifest["funnel"]["dropped"]["contamination"] == {"repository": 1}
+    assert 316335970 in manifest["contamination"]["ids"] and "wayofthepie/test-events" in manifest["contamination"]["repositories"]

@@ -1,0 +1,112 @@
+"""`--config.data=SHARDS` trains on them and shows them, and Beam or no Beam the command lines work as written."""
+
+import json
+
+import pytest
+import small
+from curated import Inline, config, make_clone
+
+from swerl_jax import config as config_lib, main
+from swerl_jax.curate import tasks
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The shards of one clone of nine fixes, two held out."""
+    directory = tmp_path_factory.mktemp("made")
+    make_clone(directory / "a.git", "o/a", fixes=9, seed=9, modules=2)
+    tasks.curate(config(f"git:{directory / 'a.git'}", directory / "out", held_out_share=0.25), Inline())
+    return directory / "out"
+
+
+def with_shards(path, *given, **changes):
+    plain = {name.replace("__", "."): value for name, value in changes.items()}
+    settings = config_lib.update(config_lib.default(), {"data.shards": str(path), **plain})
+    return tasks.with_shards(settings, lambda name: name in given)
+
+
+TEXT = {"tokenizer": "embedded:tiny", "chat": "compact", "prompt__style": "compact"}
+
+
+def test_a_flag_stands_for_the_sections_setting():
+    assert [main._shards_flag(one) for one in ("--config.data=a=b", "-config.data=x", "--config.data", "--config.data.train=x")] == [
+        "--config.data.shards=a=b", "-config.data.shards=x", "--config.data.shards", "--config.data.train=x"]
+
+
+def test_shards_stand_for_paths_and_budgets(made, capsys):
+    median = json.loads((made / "manifest.json").read_text())["prompt_tokens"]["median"]
+    assert median % 128 == 0 and 256 <= median <= 4096
+    found = with_shards(made, prompt__max_tokens=160, engine__prefix_buckets=(112, 160), **TEXT)
+    assert found.data.train == (f"{made}/train-*-of-*.array_record",)
+    assert found.data.held_out == f"{made}/held_out-*-of-*.array_record"
+    assert found.prompt.max_tokens == median and found.engine.prefix_buckets == ()
+    assert f"prompt.max_tokens is {median}" in capsys.readouterr().out
+    for other in (with_shards(made, "prompt.max_tokens", prompt__max_tokens=160, **TEXT),
+                  with_shards(made, prompt__max_tokens=160, **(TEXT | {"tokenizer": "byte"}))):
+        assert other.prompt.max_tokens == 160 and other.data.train
+    assert with_shards(made, prompt__max_tokens=5000, **TEXT).prompt.max_tokens == 5000
+    plain = config_lib.default()
+    assert tasks.with_shards(plain, bool) is plain
+    config_lib.check(with_shards(made, **TEXT))
+
+
+def test_what_are_no_shards_is_said(made, tmp_path):
+    with pytest.raises(ValueError, match="name the shards or the files, not both"):
+        with_shards(made, data__train=("a.jsonl",))
+    with pytest.raises(ValueError, match="needed is a directory that --config=configs/curate.py made"):
+        with_shards(tmp_path)
+    (tmp_path / "train-00000-of-00001.array_record").write_bytes((made / "train-00000-of-00001.array_record").read_bytes())
+    with pytest.raises(ValueError, match="holds out no example.*held_out_share"):
+        with_shards(tmp_path)
+
+
+def inspect(path, index=0):
+    settings = config_lib.update(config_lib.default(), {"task": "inspect", "data.shards": str(path), "inspect.index": index,
+                                                        "chat": "compact", "prompt.style": "compact"})
+    return tasks.inspect(settings, lambda name: False, colour=False)
+
+
+def test_inspection_shows_an_example_and_the_set(made, tmp_path):
+    page = inspect(made)
+    assert "Fix crash in" in page and "reward         1.0" in page and "9 examples of 1 repositories" in page and "MIT 9" in page
+    assert inspect(made, 8).split("Issue")[0] != page.split("Issue")[0]
+    with pytest.raises(ValueError, match="inspect.index is 9; .* has the examples 0 to 8"):
+        inspect(made, 9)
+    row = {"repo": "o/n", "instance_id": "o__n-1", "base_commit": "b", "problem_statement": "It breaks",
+           "patch": "--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-a\n+b\n"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"patch": "?"}) + "\n")
+    settings = config_lib.update(config_lib.default(), {"task": "inspect", "data.shards": str(tmp_path / "rows.jsonl"),
+                                                        "tokenizer": "byte"})
+    page = tasks.inspect(settings, lambda name: True, colour=False)
+    assert "It breaks" in page and "1 rows are no examples" in page and "1 examples of 1" in page
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"tokenizer": "train:768"}, "to count tokens one that exists is needed"), ({"curate__languages": ("Klingon",)}, "Klingon"),
+    ({"curate__bug_fix": "nowhere:f"}, "needed is words, any, or the module:function"),
+    ({"curate__evaluation_files": ("/nonexistent",)}, "nonexistent"),
+])
+def test_settings_that_cannot_work_are_said_before_the_work(tmp_path, changes, message):
+    make_clone(tmp_path / "a.git", fixes=1)
+    with pytest.raises((ValueError, OSError), match=message):
+        tasks.curate(config(f"git:{tmp_path / 'a.git'}", tmp_path / "out", **changes), Inline())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_whole_way(tmp_path):
+    """Curate, inspect, and a few steps of training, as the README writes them."""
+    make_clone(tmp_path / "a.git", "o/a", fixes=12, seed=9, modules=2)
+    out = tmp_path / "shards"
+    done = small.run("--config=configs/curate.py", f"--config.source=git:{tmp_path / 'a.git'}", f"--config.out={out}")
+    assert done.returncode == 0, done.stderr
+    assert "12 examples" in done.stdout or "held out (by id)" in done.stdout
+    done = small.run("--config=configs/inspect.py", f"--config.data={out}", "--config.inspect.index=1")
+    assert done.returncode == 0 and "reward         1.0" in done.stdout, done.stderr
+    done = small.run("--config=configs/tiny.py:quick", f"--config.data={out}", "--config.rl.steps=2", "--config.rl.prompts=2",
+                     "--config.rl.samples=2", "--config.engine.groups=2", "--config.answer.max_tokens=32",
+                     "--config.rl.row_tokens=()", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows][-2:] == [1, 2]
+    assert (tmp_path / "run" / "evaluations" / "step_000002.jsonl").exists()
