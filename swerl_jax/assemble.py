@@ -258,8 +258,9 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
     """The learner of one phase: "rl" or "sft"."""
     p, o = config[phase], config.optimizer
     steps = p.steps * (p.minibatches * p.epochs if phase == "rl" else 1)
+    moments = None if o.moments_dtype == "auto" else jnp.dtype(o.moments_dtype)
     optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
-                                  o.weight_decay, o.max_grad_norm, p.muon_learning_rate)
+                                  o.weight_decay, o.max_grad_norm, p.muon_learning_rate, moments)
     loss = LossSettings("nll") if phase == "sft" else LossSettings(
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),

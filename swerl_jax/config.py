@@ -112,6 +112,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "optimizer.beta2": (0.95, "AdamW; ours"),
     "optimizer.epsilon": (1e-8, "AdamW; ours"),
     "optimizer.weight_decay": (0.0, "AdamW; ours"),
+    "optimizer.moments_dtype": ("auto", "of the optimiser's moments: float32, bfloat16, or auto: as the parameters"),
     "optimizer.max_grad_norm": (1.0, "the global gradient norm is clipped to it; ours"),
     "optimizer.max_skipped": (5, "updates with a non-finite gradient in a row after which the run stops"),
     # -- learner ---------------------------------------------------------------------------------------------------
@@ -255,6 +256,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "engine.unroll_layers": ("auto", "true", "false"), "engine.attention": ("auto", "plain", "kernel"),
     "learner.attention": ("auto", "plain", "splash"),
+    "optimizer.moments_dtype": ("auto", "float32", "bfloat16"),
     "rl.advantage": ("grpo", "dr_grpo", "rloo"),
     "rl.loss": ("clip", "cispo"),
     "rl.aggregation": ("token_mean", "sequence_mean", "constant"),

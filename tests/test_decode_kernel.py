@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference_llama as reference
 
+from swerl_jax.learn import flop_count
 from swerl_jax.policy import decode_kernel, sampler
 from swerl_jax.policy.mesh import make_mesh
 
@@ -43,6 +44,20 @@ def test_every_unit_sees_its_live_columns(H, C, blocks, monkeypatch):
         expected = np.einsum("kmc,kch->kmh", weight, np.asarray(v[1, unit, :, :n])) / weight.sum(-1, keepdims=True)
         np.testing.assert_allclose(o[unit], expected, atol=3e-6)
         np.testing.assert_allclose(total[unit], np.log(weight.sum(-1)), atol=3e-5)
+
+
+def test_bytes_that_are_fetched_by_hand(monkeypatch):
+    """Four units, one at a time, of 300 columns in blocks of 128: 3 blocks of keys and of values each."""
+    monkeypatch.setattr(decode_kernel, "COLUMNS", 128)
+    monkeypatch.setattr(decode_kernel, "BLOCK_BYTES", 1)
+    U, K, M, H = 4, 2, 3, 64
+    run = partial(decode_kernel.attend_units, columns=300, is_interpreted=True)
+    q, k, v = _units(U, K, M, H, 300)
+    found = flop_count.count(jax.make_jaxpr(run)(q, jnp.int32(1), k, v, jnp.zeros(U, jnp.int32))).kernels["decode_attention"]
+    blocks = 3 * 2 * K * H * 128  # keys and values
+    queries = K * M * (H + H + decode_kernel.LANES)  # they, what they found, its log-sum-exp
+    assert (found.calls, found.bytes) == (1, 4 * U * (blocks + queries))
+    assert found.flops == U * 3 * 2 * (2 * K * M * H * 128)
 
 
 def _state():

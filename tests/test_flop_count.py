@@ -6,7 +6,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from swerl_jax.learn.flop_count import Flops, count
+from swerl_jax.learn.flop_count import Flops, Kernel, count
 from swerl_jax.policy.mesh import make_mesh
 
 A, B, C = 3, 5, 7
@@ -104,10 +104,15 @@ def test_a_kernel_counts_its_grid_and_only_its_live_blocks():
 
     x, y = ones(32, 8), ones(8, 16)
     block = 2 * 8 * 8 * 8
-    assert counted(call, x, y) == Flops(0.0, {"tile": 8 * block})
-    assert counted(scanned, x, y, live={"tile": 0.25}.__getitem__) == Flops(0.0, {"tile": 3 * 8 * block / 4})
+    # The left block changes with i alone, the others in each of 8 steps, of which a fourth is live.
+    tile = 8 * 8 * 4
+    assert counted(call, x, y) == Flops(0.0, {"tile": Kernel(1, 8 * block, (4 + 8 + 8) * tile)})
+    assert counted(scanned, x, y, live={"tile": 0.25}.__getitem__) == Flops(
+        0.0, {"tile": Kernel(3, 3 * 8 * block / 4, 3 * (4 + 2 + 2) * tile)})
 
 
 def test_sums_of_counts():
-    assert (Flops(1, {"a": 2}) + Flops(3, {"a": 4, "b": 5})) * 2 == Flops(8, {"a": 12, "b": 10})
-    assert Flops(1, {"a": 2, "b": 3}).total == 6
+    one, two, three = (Kernel(1, n, 10 * n) for n in (2, 4, 5))
+    assert (Flops(1, {"a": one}) + Flops(3, {"a": two, "b": three})) * 2 == Flops(
+        8, {"a": Kernel(4, 12, 120), "b": Kernel(2, 10, 100)})
+    assert Flops(1, {"a": one, "b": two}).total == 7

@@ -26,8 +26,8 @@ LOOP = """HloModule m, num_partitions=8
   %x = f32[4]{0} get-tuple-element(%arg), index=2
   %y = f32[4]{0} fusion(%all, %i, %x), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"7"}}
   %z = f32[4]{0:T(128)S(1)} all-reduce(%y), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
-  %k = f32[4]{0:T(128)S(1)} custom-call(%z), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/while/body/tile"}
-  ROOT %out = (s32[]{:T(128)}, f32[10,4]{1,0}, f32[4]{0}) tuple(%i, %all, %k)
+  %tile.3 = f32[4]{0:T(128)S(1)} custom-call(%z), custom_call_target="tpu_custom_call"
+  ROOT %out = (s32[]{:T(128)}, f32[10,4]{1,0}, f32[4]{0}) tuple(%i, %all, %tile.3)
 }
 
 %condition (arg.1: (s32[], f32[10,4], f32[4])) -> pred[] {

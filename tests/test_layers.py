@@ -118,10 +118,11 @@ MAY_IMPORT = {
     "policy.attention": "policy.arch",
     "policy.llama": "policy.arch policy.attention policy.mesh",
     "policy.splash": "policy.attention policy.mesh",
-    "policy.rows": "policy.arch policy.attention policy.llama policy.splash",
+    "policy.rows": "policy.arch policy.attention policy.llama policy.mesh policy.splash",
     "policy.decode_kernel": "policy.attention policy.mesh",
-    "policy.sampler": "policy.arch policy.attention policy.llama",
-    "policy.engine_steps": "policy.arch policy.decode_kernel policy.llama policy.mesh policy.sampler",
+    "policy.sampler": "policy.arch policy.attention policy.llama policy.mesh",
+    "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.llama policy.mesh policy.sampler "
+                           "policy.splash",
     "policy.engine": "data.records policy.*",
     # learn/: what learns
     "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",

@@ -106,15 +106,15 @@ def test_bandwidth_by_the_axes_that_a_group_spans(group, bytes_per_second):
 def a_plan(**changes):
     reports = [Report("gradient", "learn", 2, 10 * GIB, flops=459e12, roofline_s=1.0, roof="compute", cycles_s=1.5,
                       kernels_s=0.25, links_s=0.25), Report("decode", "decode", 10, 1 * GIB, roofline_s=0.1, roof="memory", cycles_s=0.3)]
-    resident = {"parameters": 20 * GIB, "K/V cache": 30 * GIB}
-    found = Plan(parse_topology("v5p:2x2x1"), {"fsdp": 4}, resident, 5 * GIB, reports, useful_flops=2 * 459e12 * 4)
+    resident, sampling = {"parameters": 50 * GIB}, {"K/V cache": 30 * GIB}
+    found = Plan(parse_topology("v5p:2x2x1"), {"fsdp": 4}, resident, sampling, 5 * GIB, reports, useful_flops=2 * 459e12 * 4)
     return dataclasses.replace(found, **changes)
 
 
 def test_what_a_plan_adds_up_to():
     found = a_plan()
-    assert found.peaks == {"gradient": 65 * GIB, "decode": 51 * GIB}  # the gradient itself is there while learning
-    assert found.spare_bytes == pytest.approx(30.74 * GIB, rel=1e-6) and found.fits
+    assert found.peaks == {"gradient": 65 * GIB, "decode": 81 * GIB}  # the gradient while learning, the cache while not
+    assert found.spare_bytes == pytest.approx(14.74 * GIB, rel=1e-6) and found.fits
     assert (found.seconds("learn"), found.seconds("decode"), found.seconds("decode", "roofline_s")) == (4.0, 3.0, 1.0)
     assert found.mfu == pytest.approx(0.5)  # 2 s of full use in 4 s
     text = plan_table.table(found)
@@ -154,20 +154,21 @@ def test_what_two_layers_hold_and_run():
     n, norms = TWO_LAYERS.parameters, 5 * 256  # norms are cut over the data axis alone
     parameters = 4 * ((n - norms) // 4 + norms // 2)
     assert plan.resident(parts) == {
-        "parameters": parameters, "optimiser": 2 * parameters + 3 * 4,  # two moments, three counters
+        "parameters": parameters, "optimiser": 2 * parameters + 3 * 4}  # two moments, three counters
+    assert plan.sampling(parts) == {
         "engine weights": 2 * ((n - norms) // 2 + norms),
         # 2 of 4 groups, 1 of 2 key heads, 2 layers, key and value, 2 bytes; 256 + 4 · (128 + 128) columns of 64.
         "K/V cache": 2 * 1 * 2 * 2 * 2 * (256 + 4 * 256) * 64}
     found = {program.name: program for program in plan.programs(parts)}
     assert {name: (program.phase, program.runs) for name, program in found.items()} == {
-        "gradient 2 × 768": ("learn", 2), "update": ("learn", 1), "reshard": ("reshard", 1), "prefill 1 × 256": ("prefill", 4),
+        "gradient 2 × 768": ("learn", 2), "update": ("learn", 1), "reshard": ("reshard", 1), "prefill 2 × 256": ("prefill", 2),
         "decode 128 tokens at 0": ("decode", 1)}
     linear = 2 * (n - 2 * 512 * 256 - norms)
-    assert flop_count.count(found["prefill 1 × 256"].traced.jaxpr).total == linear * 256 + 2 * 2 * 2 * 4 * 64 * 256 * 256
+    prefill = linear * 256 + 2 * 2 * 2 * 4 * 64 * 256 * 256
+    assert flop_count.count(found["prefill 2 × 256"].traced.jaxpr).total == 2 * prefill  # a prompt on each data shard
     # A token a tick for 16 branches: the layers, the head, 256 columns of the prefix and 128 of what is new.
     decode = flop_count.count(found["decode 128 tokens at 0"].traced.jaxpr).total
     assert decode == 128 * 16 * (linear + 2 * 512 * 256 + 2 * 2 * 2 * 4 * 64 * (256 + 128))
-    assert found["prefill 1 × 256"].replicas == 2  # both data shards prefill the same prompt
 
 
 def test_chunks_of_decoding_are_as_long_as_the_branches_have_become():

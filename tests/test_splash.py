@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swerl_jax.learn import flop_count
 from swerl_jax.policy import attention, splash
 from swerl_jax.policy.attention import RowShape
 from swerl_jax.policy.mesh import make_mesh
@@ -103,6 +104,39 @@ def test_only_live_blocks_are_visited():
         # Of 12 blocks of queries 4 prefix keys and 1 to 4 of a branch; of keys, 4 queries at a time.
         assert made.forward.block_mask.shape == (1, 1, 12, 4 + 5)
         assert made.layout.height == 5 and made.layout.copies == 3
+
+
+def test_rows_without_branches_are_causal():
+    """What an engine prefills: two prefixes of other sizes than the blocks."""
+    S, K, G, H = 200, 1, 2, 64
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, S, K, *rest)), jnp.float32) for rest in ((G, H), (H,), (H,)))
+    visits = splash.plan(jnp.zeros((2, 0), jnp.int32), jnp.ones((2, S), bool), RowShape(S, splash.LANES, 0))
+    mesh = make_mesh({"fsdp": 1}, jax.devices()[:1])
+    ours = splash.attend_rows(q, k, v, visits, mesh=mesh, is_interpreted=True)
+    scores = np.einsum("btkgh,bskh->bkgts", *(np.asarray(x, np.float64) for x in (q, k))) * H**-0.5
+    weight = np.exp(np.where(np.tri(S, dtype=bool), scores, -np.inf))
+    expected = np.einsum("bkgts,bskh->btkgh", weight / weight.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(ours, expected, atol=3e-6)
+
+
+def test_products_of_live_blocks_by_hand():
+    """The row of test_only_live_blocks_are_visited: 27 live blocks of 128 × 128 for each of 4 heads."""
+    shape, T, K, G, H = RowShape(S=512, block=128, window=256), 1024, 2, 2, 64
+    starts, is_valid = (jnp.asarray(x[None]) for x in _row(shape, T, 200, [384, 130]))
+    q, k = (jax.ShapeDtypeStruct((1, shape.S + T, K, *rest), jnp.float32) for rest in ((G, H), (H,)))
+    mesh = make_mesh({"fsdp": 1}, jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splash, "BLOCKS", {name: (128, 128, 128) for name in splash.BLOCKS})
+        attend = row_attention("splash", mesh)(starts, is_valid, shape)
+        jaxpr = jax.make_jaxpr(lambda q, k, v: jax.vjp(attend, q, k, v)[1](q))(q, k, k)
+        visits = splash.plan(starts, is_valid, shape)
+        found = flop_count.count(jaxpr, lambda name: splash.live_share(visits, name)).kernels
+    block = 2 * 128 * 128 * H
+    # Scores and values; scores, weights' gradient, queries' gradient; scores, gradients of weights, values and keys.
+    products = {"fwd": 2, "dq": 3, "dkv": 4}
+    counted = {part: one.flops for name, one in found.items() for part in products if f"_{part}_" in name}
+    assert counted == {part: 27 * K * G * n * block for part, n in products.items()}
 
 
 @st.composite

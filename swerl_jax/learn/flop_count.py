@@ -18,6 +18,25 @@ Live = Callable[[str], float]
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What the calls of a kernel do together.
+
+    Attributes:
+      calls: how many. flops: of its matrix products. bytes: blocks fetched and written, one after the other.
+    """
+
+    calls: float
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return Kernel(self.calls + other.calls, self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> Kernel:
+        return Kernel(self.calls * times, self.flops * times, self.bytes * times)
+
+
+@dataclasses.dataclass(frozen=True)
 class Flops:
     """Operations of all devices together; a multiply-add is two.
 
@@ -26,20 +45,21 @@ class Flops:
     """
 
     products: float = 0.0
-    kernels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> float:
         """Products and kernels."""
-        return self.products + sum(self.kernels.values())
+        return self.products + sum(kernel.flops for kernel in self.kernels.values())
 
     def __add__(self, other: Flops) -> Flops:
+        none = Kernel(0.0, 0.0, 0.0)
         names = [*self.kernels, *(name for name in other.kernels if name not in self.kernels)]
         return Flops(self.products + other.products,
-                     {name: self.kernels.get(name, 0.0) + other.kernels.get(name, 0.0) for name in names})
+                     {name: self.kernels.get(name, none) + other.kernels.get(name, none) for name in names})
 
     def __mul__(self, times: float) -> Flops:
-        return Flops(self.products * times, {name: value * times for name, value in self.kernels.items()})
+        return Flops(self.products * times, {name: kernel * times for name, kernel in self.kernels.items()})
 
 
 def count(jaxpr: Any, live: Live = lambda name: 1.0) -> Flops:
@@ -73,9 +93,9 @@ def _equation(equation: Any, live: Live) -> Flops:
             axes = parameters.get("manual_axes", mesh.axis_names)
             return count(parameters["jaxpr"], live) * math.prod(mesh.shape[axis] for axis in axes)
         case "pallas_call":
-            name = str(parameters.get("name") or "kernel")
-            body = count(parameters["jaxpr"], live) * math.prod(parameters["grid_mapping"].grid)
-            return Flops(0.0, {name: body.total * live(name)})
+            name, mapping = str(parameters.get("name") or "kernel"), parameters["grid_mapping"]
+            body = count(parameters["jaxpr"], live) * math.prod(mapping.grid)
+            return Flops(0.0, {name: Kernel(1.0, body.total * live(name), _fetched(mapping, live(name)))})
         case _:
             return sum((count(inner, live) for inner in _inner(parameters)), Flops())
 
@@ -98,6 +118,19 @@ def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
+
+
+def _fetched(mapping: Any, live: float) -> float:
+    """Bytes of the blocks that a kernel moves; one that is the same as in the step before is not moved again."""
+    total, grid = 0.0, mapping.grid
+    for block in mapping.block_mappings:
+        sizes = [getattr(size, "block_size", size if isinstance(size, int) else 1) for size in block.block_shape]
+        index = block.index_map_jaxpr.jaxpr
+        read = {id(atom) for atom in index.outvars} | {id(atom) for equation in index.eqns for atom in equation.invars}
+        deepest = max((axis + 1 for axis in range(len(grid)) if id(index.invars[axis]) in read), default=0)
+        steps = math.prod(grid[:deepest]) * (live if deepest == len(grid) else 1.0)
+        total += math.prod(sizes) * block.array_aval.dtype.itemsize * steps
+    return total
 
 
 def _trips(condition: Any) -> int:

@@ -47,7 +47,8 @@ class Work:
     """What one chip does.
 
     Attributes:
-      cycles: by the compiler's estimate, without collectives and kernels. memory_bytes: read from and written to HBM.
+      cycles: by the compiler's estimate, without collectives and kernels. memory_bytes: read from and written to HBM,
+        kernels excepted: which part of an operand they fetch is not in the text.
       sent: bytes that a chip sends, by kind and group. kernels: how often each kernel is called, by name.
     """
 
@@ -146,7 +147,7 @@ class _Program:
                 return Work(sent=self._sent(instruction))
         work = Work(cycles=float(next(iter(re.findall(r'"estimated_cycles":"(\d+)"', instruction.rest)), 0)))
         if instruction.base == "custom-call" and KERNEL in instruction.rest:
-            work = Work(kernels={_kernel_name(instruction): 1.0})
+            return Work(kernels={_kernel_name(instruction): 1.0})
         if instruction.opcode == "fusion":  # collectives may be fused with what they overlap
             for name in instruction.called:
                 work.add(Work(sent=self._of(name).sent, kernels=self._of(name).kernels))
@@ -280,5 +281,5 @@ def _numbers(text: str) -> list[int]:
 
 
 def _kernel_name(instruction: _Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', instruction.rest)
-    return found[1].rpartition("/")[2] if found else instruction.name
+    """As the kernel was named; the compiler appends a number."""
+    return re.sub(r"(\.\d+)+$", "", instruction.name)

@@ -38,6 +38,8 @@ class OptimizerSettings:
       learning_rate: the peak. schedule: "constant" or "cosine" (to 0 at `total_steps`). warmup_steps: linear from 0.
       beta1, beta2, epsilon, weight_decay: AdamW's. max_grad_norm: the global norm is clipped to it.
       muon_learning_rate: the peak for matrices; 0: AdamW for all parameters.
+      moments_dtype: of the moments between updates, each of which is computed in float32; None: as the parameters.
+        bfloat16 holds a moving average while its beta is below about 0.99: nearer to 1 what is new is rounded away.
     """
 
     learning_rate: float
@@ -50,6 +52,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     muon_learning_rate: float = 0.0
+    moments_dtype: Any = None
 
     def rate(self) -> optax.Schedule:
         """Update count → learning rate; the first update of a warm-up of n steps takes 1/n of the peak."""
@@ -65,14 +68,31 @@ class OptimizerSettings:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose constant or cosine")
         return schedule
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation; clipping happens in Learner.update, which knows the norm."""
+    def build(self, dtype: Any = jnp.float32) -> optax.GradientTransformation:
+        """The optax transformation for parameters of `dtype`; clipping happens in Learner.update, which knows the norm."""
+        kept = self.moments_dtype or dtype
+        is_exact = jnp.dtype(kept) == jnp.dtype(dtype) == jnp.float32
+        return self._exact() if is_exact else _kept_in(self._exact(), kept)
+
+    def _exact(self) -> optax.GradientTransformation:
         if not self.muon_learning_rate:
             return optax.adamw(self.rate(), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay)
         rate, scale = self.rate(), self.muon_learning_rate / self.learning_rate
         return optax.contrib.muon(
             lambda count: rate(count) * scale, adam_learning_rate=rate, adam_b1=self.beta1, adam_b2=self.beta2,
             weight_decay=self.weight_decay, adam_weight_decay=self.weight_decay, muon_weight_dimension_numbers=_matrices)
+
+
+def _kept_in(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """`inner`, its state rounded to dtype between updates; counts stay as they are."""
+    def cast(state: Any, to: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(gradient, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
 def _matrices(params: Llama) -> Any:
@@ -115,9 +135,10 @@ class Learner:
         self.arch, self.mesh, self.optimizer, self.loss, self.lora = arch, mesh, optimizer, loss, lora
         self.param_dtype = param_dtype
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
-                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh))
+                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh),
+                                place=mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES))
         self._rate = optimizer.rate()
-        self._transformation = optimizer.build()
+        self._transformation = optimizer.build(jnp.float32 if lora else param_dtype)
         self.abstract = self._abstract_state()
         # Every output says where it lives: what comes back fits the function that was compiled for what went in.
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -277,9 +298,23 @@ class Learner:
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         learned = self._learned(state.params)
         updates, opt = self._transformation.update(gradient, state.opt, learned)
-        new = State(state.step + 1, _joined(optax.apply_updates(learned, updates), state.params), opt)
+        new = State(state.step + 1, _joined(_added(learned, updates, state.step), state.params), opt)
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
         return new, {"grad_norm": norm, "lr": self._rate(state.step), "skipped": 1.0 - is_finite}
+
+
+def _added(params: Llama, updates: Llama, step: jax.Array) -> Llama:
+    """Parameters after an update; those in bfloat16 are rounded at random, or all small updates would be rounded away."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
+    return tree.unflatten([rounded(p.astype(jnp.float32) + u, key) if p.dtype == jnp.bfloat16 else (p + u).astype(p.dtype)
+                           for p, u, key in zip(leaves, jax.tree.leaves(updates), keys, strict=True)])
+
+
+def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 → one of the two bfloat16 neighbours, whose mean over keys is x (stochastic rounding; x finite)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def _joined(learned: Llama, params: Llama) -> Llama:

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,9 @@ from jax.sharding import Mesh
 from swerl_jax.learn import flop_count, hlo_count
 from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner
+from swerl_jax.policy import splash
 from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.attention import RowShape
 from swerl_jax.policy.chips import Topology
 from swerl_jax.policy.engine_steps import EngineSteps
 
@@ -78,16 +81,17 @@ class Program:
 
     Attributes:
       name, phase: phase is learn, prefill, decode or reshard. runs: how often it runs in an RL step.
-      traced: jax.stages.Traced. replicas: on how many devices the same work is done at once.
+      traced: jax.stages.Traced.
       minimum_bytes: that a chip must read or write in one run, whatever the code.
+      live: kernel's name → share of its grid's blocks in which it computes.
     """
 
     name: str
     phase: str
     runs: float
     traced: Any
-    replicas: int
     minimum_bytes: float
+    live: flop_count.Live = lambda name: 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Report:
       extra_bytes: HBM that it needs beside its arguments. fault: what the compiler refused it for, or "".
       flops, memory_bytes, sent_bytes: operations, bytes moved from and to HBM, bytes sent to other chips.
       roofline_s, roof: seconds by the binding roof, and which one: compute, memory or links.
+      kernels_s: of kernels at the larger of their operations at the chip's peak and their bytes at its bandwidth.
       compiler_s: cycles_s + kernels_s + links_s, which do not overlap here.
     """
 
@@ -127,13 +132,15 @@ class Plan:
     """All programs of a step on a topology.
 
     Attributes:
-      resident: HBM of one chip, in bytes, by part, that is held all through a step. gradient_bytes: only while learning.
+      resident: HBM of one chip, in bytes, by part, that is held all through a step.
+      sampling: the same of what the engine holds; it frees it before learning. gradient_bytes: only while learning.
       useful_flops: see StepShape.useful_flops; of all chips.
     """
 
     topology: Topology
     mesh: Mapping[str, int]
     resident: Mapping[str, float]
+    sampling: Mapping[str, float]
     gradient_bytes: float
     reports: Sequence[Report]
     useful_flops: float
@@ -141,8 +148,8 @@ class Plan:
     @property
     def peaks(self) -> dict[str, float]:
         """HBM of one chip while each program runs, in bytes."""
-        held = sum(self.resident.values())
-        return {r.name: held + r.extra_bytes + (self.gradient_bytes if r.phase == "learn" else 0.0) for r in self.reports}
+        held, sampling = sum(self.resident.values()), sum(self.sampling.values())
+        return {r.name: held + r.extra_bytes + (self.gradient_bytes if r.phase == "learn" else sampling) for r in self.reports}
 
     @property
     def spare_bytes(self) -> float:
@@ -194,17 +201,23 @@ def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda t
         say(f"compiling {program.name}")
         reports.append(report(program, topology, mesh))
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return Plan(topology, sizes, resident(parts), _held(learner.learned), reports, parts.shape.useful_flops(learner.arch))
+    return Plan(topology, sizes, resident(parts), sampling(parts), _held(learner.learned), reports,
+                parts.shape.useful_flops(learner.arch))
 
 
 def resident(parts: Parts) -> dict[str, float]:
     """Bytes of one chip's HBM that are held all through a step, by part."""
-    learner, steps = parts.learner, parts.steps
-    held = {"parameters": _held(learner.abstract.params), "optimiser": _held((learner.abstract.opt, learner.abstract.step))}
-    if steps is not None:
-        S, C = steps.settings.prefix_buckets[-1], steps.settings.branch_buckets[-1]
-        held |= {"engine weights": _held(steps.weights(learner.base)), "K/V cache": _held(steps.caches(S, C))}
-    return held
+    state = parts.learner.abstract
+    return {"parameters": _held(state.params), "optimiser": _held((state.opt, state.step))}
+
+
+def sampling(parts: Parts) -> dict[str, float]:
+    """The same, of what the engine holds."""
+    if parts.steps is None:
+        return {}
+    settings = parts.steps.settings
+    caches = parts.steps.caches(settings.prefix_buckets[-1], settings.branch_buckets[-1])
+    return {"engine weights": _held(parts.steps.weights(parts.learner.base)), "K/V cache": _held(caches)}
 
 
 def programs(parts: Parts) -> list[Program]:
@@ -216,8 +229,9 @@ def programs(parts: Parts) -> list[Program]:
         traced = learner.trace(batch)
         rows, tokens = batch.ids.shape
         name, read = f"gradient {rows} × {tokens:,}", _held(learner.abstract.params)
-        found.append(Program(name, "learn", times, traced["gradient"], 1, read))
-        update = update or Program("update", "learn", shape.updates, traced["update"], 1, 2 * state)
+        live = partial(splash.live_share, splash.plan(batch.branch_start, batch.is_valid, batch.shape))
+        found.append(Program(name, "learn", times, traced["gradient"], read, live))
+        update = update or Program("update", "learn", shape.updates, traced["update"], 2 * state)
     found.append(update)
     return found + (_engine_programs(parts) if parts.steps is not None else [])
 
@@ -228,7 +242,7 @@ def _engine_programs(parts: Parts) -> list[Program]:
     What a chunk costs grows linearly with the columns that it reads, so two lengths stand for all chunks of an answer.
     """
     steps, shape, model = parts.steps, parts.shape, parts.learner.base
-    settings, data = steps.settings, steps.mesh.shape["slice"] * steps.mesh.shape["fsdp"]
+    settings, data = steps.settings, steps.data_shards
     S, C = settings.prefix_buckets[-1], settings.branch_buckets[-1]
     waves = -(-shape.prompts // settings.groups)
     chunks = [steps.live_columns(start, C) for start in range(0, shape.answer_tokens, settings.ticks)]
@@ -236,13 +250,15 @@ def _engine_programs(parts: Parts) -> list[Program]:
     share = [(columns - few) / (many - few) if many > few else 1.0 for columns in chunks]
     weights = _held(steps.weights(model))
     at_many = steps.trace(model, S, C, many)
-    found = [Program("reshard", "reshard", 1, at_many["reshard"], 1, weights + _held(model)),
-             Program(f"prefill 1 × {S:,}", "prefill", shape.prompts, at_many["prefill"], data, weights)]
+    causal = splash.plan(np.zeros((1, 0), np.int32), np.ones((1, S), bool), RowShape(S, splash.LANES, 0))
+    found = [Program("reshard", "reshard", 1, at_many["reshard"], weights + _held(model)),
+             Program(f"prefill {data} × {S:,}", "prefill", -(-shape.prompts // data), at_many["prefill"], weights,
+                     partial(splash.live_share, causal))]
     for columns, runs in ((few, len(chunks) - sum(share)), (many, sum(share))):
         if runs:
             traced = at_many["decode"] if columns == many else steps.trace(model, S, C, columns)["decode"]
             read = weights + _held(steps.caches(S, columns - settings.spare_columns))
-            found.append(Program(f"decode {settings.ticks} tokens at {columns:,}", "decode", waves * runs, traced, 1,
+            found.append(Program(f"decode {settings.ticks} tokens at {columns:,}", "decode", waves * runs, traced,
                                  settings.ticks * read))
     return found
 
@@ -267,16 +283,24 @@ def report(program: Program, topology: Topology, mesh: Mesh) -> Report:
         return Report(program.name, program.phase, program.runs, needed_bytes(str(error)), fault=str(error).splitlines()[0])
     chip = topology.chip
     memory, work = compiled.memory_analysis(), hlo_count.count(compiled.as_text())
-    flops = flop_count.count(program.traced.jaxpr) * (program.replicas / topology.chips)
+    flops = _run(flop_count.count(program.traced.jaxpr, program.live) * (1 / topology.chips), work.kernels)
+    kernels = flops.kernels.values()
+    kernels_s = sum(max(one.flops / chip.peak_flops, one.bytes / chip.hbm_bandwidth) for one in kernels)
     links = sum(sent / bandwidth(transfer.group, topology, mesh) for transfer, sent in work.sent.items())
     roofs = {"compute": flops.total / chip.peak_flops, "memory": program.minimum_bytes / chip.hbm_bandwidth, "links": links}
     roof = max(roofs, key=roofs.get)
     extra = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     if program.phase != "reshard":  # whose output is counted with what stays
         extra += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Report(program.name, program.phase, program.runs, extra, "", flops.total, work.memory_bytes, work.sent_bytes,
-                  roofs[roof], roof, work.cycles / chip.clock_hz, sum(flops.kernels.values()) / chip.peak_flops, links,
-                  time.perf_counter() - started)
+    return Report(program.name, program.phase, program.runs, extra, "", flops.total,
+                  work.memory_bytes + sum(one.bytes for one in kernels), work.sent_bytes, roofs[roof], roof,
+                  work.cycles / chip.clock_hz, kernels_s, links, time.perf_counter() - started)
+
+
+def _run(flops: flop_count.Flops, calls: Mapping[str, float]) -> flop_count.Flops:
+    """The same, kernels as often as the compiled program calls them: it leaves out what nothing needs."""
+    return flop_count.Flops(flops.products, {
+        name: one * (calls[name] / one.calls) if calls.get(name) else one for name, one in flops.kernels.items()})
 
 
 def needed_bytes(message: str) -> float:

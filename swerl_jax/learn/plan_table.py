@@ -29,6 +29,7 @@ def _is_timed(plan: Plan) -> bool:
 def _memory(plan: Plan) -> str:
     lines = [f"{'memory of a chip':42}{'GiB':>10}"]
     lines += [f"  {name:40}{value / GIB:10.4g}" for name, value in plan.resident.items()]
+    lines += [f"  {name + ' (while sampling)':40}{value / GIB:10.4g}" for name, value in plan.sampling.items()]
     lines.append(f"  {'gradient (while learning)':40}{plan.gradient_bytes / GIB:10.4g}")
     lines += [f"  {'temporaries: ' + r.name:40}{r.extra_bytes / GIB:10.4g}" + ("   DOES NOT COMPILE" if r.fault else "")
               for r in plan.reports]
@@ -81,7 +82,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "topology": str(plan.topology), "chips": plan.topology.chips, "mesh": dict(plan.mesh),
         "chip": {key: value for key, value in dataclasses.asdict(plan.topology.chip).items() if key != "shapes"},
         "fits": plan.fits, "hbm_bytes": plan.topology.chip.hbm_bytes, "spare_bytes": plan.spare_bytes,
-        "resident_bytes": dict(plan.resident), "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
+        "resident_bytes": dict(plan.resident), "sampling_bytes": dict(plan.sampling), "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
         "programs": [{**dataclasses.asdict(r), "compiler_s": r.compiler_s} for r in plan.reports],
         "phases": phases,
         "step_s": {kind: sum(times[kind] for times in phases.values()) for kind in ("roofline_s", "compiler_s") if phases} or None,

@@ -197,11 +197,15 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Arra
 
     o = _in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
     o = o.reshape(q.shape[0], -1, *q.shape[2:])
-    return jnp.concatenate([_attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
+    return jnp.concatenate([attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
 
 
-def _attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention inside the prefix, at most eight blocks of queries, each with the keys up to its end."""
+def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention inside the prefix, at most eight blocks of queries, each with the keys up to its end.
+
+    Args:
+      q: [B S K G H]. k: [B K H S]. v: [B K S H].
+    """
     S = q.shape[1]
     size = max(256, -(-S // 8))
     outs = []

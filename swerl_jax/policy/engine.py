@@ -133,6 +133,16 @@ class Engine:
         self._model = None  # the old weights are freed before the new ones are made
         self._model, self.version = self._steps.load(model), version
 
+    def unload(self) -> None:
+        """Frees weights and caches, for what else needs the memory; `load` brings new ones.
+
+        Raises:
+          RuntimeError: groups are open.
+        """
+        if not self.is_idle:
+            raise RuntimeError(f"{len(self._parts)} groups are open; close them before the weights go")
+        self._model, self._caches, self._sizes = None, None, (0, 0)
+
     def open(self, group: int, prompt: np.ndarray, samples: int, *, max_branch_tokens: int) -> None:
         """See Policy. A group of more than R samples is dealt over several slots, each with its own prefix."""
         settings = self.settings
@@ -222,24 +232,36 @@ class Engine:
         """Gives free slots to the parts that wait, in order; takes slots from parts that only wait for the world."""
         if self._waiting:
             self._reserve()
+        placed: list[int] = []
         for slot in range(self.settings.groups):
             holder = self._slots[slot]
             if not self._waiting:
-                return
+                break
             if holder is not None and not self._parts[holder].is_drawing():
                 if None in self._slots:
                     continue
                 self._release(holder)
             if self._slots[slot] is None:
-                self._place(self._waiting.popleft(), slot)
+                name = self._waiting.popleft()
+                self._slots[slot], self._parts[name].slot = name, slot
+                placed.append(slot)
+        self._prefill(placed)
 
-    def _place(self, name: tuple[int, int], slot: int) -> None:
-        part = self._parts[name]
-        self._slots[slot], part.slot = name, slot
-        if len(part.prefix):
-            size = bucket(len(part.prefix), self.settings.prefix_buckets, "a prompt")
-            ids = np.pad(part.prefix, (0, size - len(part.prefix)))
-            self._caches = self._steps.prefill(model=self._model, caches=self._caches, slot=np.int32(slot), ids=ids)
+    def _prefill(self, slots: list[int]) -> None:
+        """Fills the prefixes of slots, in every call one of each data shard."""
+        n = self._steps.data_shards
+        each = self.settings.groups // n
+        for turn in range(each):
+            prefixes = {slot // each: self._parts[self._slots[slot]].prefix for slot in slots if slot % each == turn}
+            longest = max(map(len, prefixes.values()), default=0)
+            if not longest:
+                continue
+            ids = np.zeros((n, bucket(longest, self.settings.prefix_buckets, "a prompt")), np.int32)
+            for shard, prefix in prefixes.items():
+                ids[shard, :len(prefix)] = prefix
+            is_new = np.array([shard in prefixes for shard in range(n)])
+            self._caches = self._steps.prefill(model=self._model, caches=self._caches, slot=np.int32(turn), ids=ids,
+                                               is_new=is_new)
 
     def _feed(self, slot: int, lane: int, part: _Part, branch: _Branch, ids: list[int]) -> None:
         """Puts ids of a branch that were not drawn in the last chunk into its cache."""

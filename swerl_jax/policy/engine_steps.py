@@ -12,15 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 
-from swerl_jax.policy import decode_kernel, sampler
+from swerl_jax.policy import decode_kernel, sampler, splash
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.attention import RowShape
 from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
 
 PREFIX_AXES = ("P K H S", "P K S H")
 BRANCH_AXES = ("P R K H C", "P R K C H")
+# Weight → the order of its axes in a TPU's memory, slowest first: as decoding multiplies by them. As they come, every tick
+# would turn every one of them first.
+WEIGHT_LAYOUTS = {"qkv": (0, 2, 3, 1, 4), "gate_up": (0, 2, 1, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,6 @@ class EngineSteps:
     """The jitted functions of an engine.
 
     Attributes:
-      load: the learner's model → the engine's (see `convert`).
       prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
         is compiled once a shape.
     """
@@ -83,12 +87,14 @@ class EngineSteps:
         caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
         if settings.is_unrolled:
             caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
-        self.load = jax.jit(self.convert)
-        self.prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches", out_shardings=caches)
-        self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
-        is_tpu = mesh.devices.flat[0].platform == "tpu"
+        self._is_tpu = is_tpu = mesh.devices.flat[0].platform == "tpu"
         has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
         kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
+        place = mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES)
+        prefill = partial(sampler.prefill, attention=self._causal if has_kernel else None, place=place, **common)
+        self._loads: dict[Any, Any] = {}
+        self.prefill = jax.jit(prefill, donate_argnames="caches", out_shardings=caches)
+        self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
         decode = partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, kernel=kernel, **common)
         self.decode = jax.jit(decode, donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
 
@@ -122,38 +128,75 @@ class EngineSteps:
             columns *= 2
         return min(columns, C + self.settings.spare_columns)
 
+    def load(self, model: Llama) -> Llama:
+        """The learner's model → the engine's (see `convert`)."""
+        return self._load(model)(model)
+
     def convert(self, model: Llama) -> Llama:
-        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so."""
+        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so.
+
+        Stacked layers go one by one, so that only one of them is on its way between the chips at a time.
+        """
         def place(path: Any, x: jax.Array) -> jax.Array:
             return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), self._weight_sharding(path, x.ndim))
 
+        placed = partial(jax.tree_util.tree_map_with_path, place)
         model = jax.tree.map(lambda x: x, model)
+        layers, model.layers = model.layers, None
+        model = placed(model)
         if self.settings.is_unrolled:
-            layers = model.layers
-            model.layers = nnx.data(tuple(jax.tree.map(lambda x: x[i], layers) for i in range(self.arch.L)))
-        return jax.tree_util.tree_map_with_path(place, model)
+            model.layers = nnx.data(tuple(placed(jax.tree.map(lambda x: x[i], layers)) for i in range(self.arch.L)))
+        else:
+            model.layers = nnx.data(jax.lax.map(placed, layers))
+        return model
 
     def weights(self, model: Llama) -> Llama:
-        """The shapes and shardings of what `convert` makes of a model of such shapes."""
+        """The shapes, shardings and, on a TPU, layouts of what `convert` makes of a model of such shapes."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_sharding(path, x.ndim)),
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.ndim)),
             jax.eval_shape(self.convert, model))
+
+    def _load(self, model: Llama) -> Any:
+        """`convert`, jitted for a model of this structure."""
+        key = jax.tree.structure(model)
+        if key not in self._loads:
+            formats = jax.tree.map(lambda x: x.format if self._is_tpu else x.sharding, self.weights(model))
+            self._loads[key] = jax.jit(self.convert, out_shardings=formats)
+        return self._loads[key]
 
     def trace(self, model: Llama, S: int, C: int, columns: int) -> dict[str, Any]:
         """{"reshard", "prefill", "decode"}: what `load`, `prefill` and `decode` run, traced on shapes (see Learner.trace).
 
         Args:
           model: shapes and shardings of the learner's parameters.
-          S, C: sizes of the caches; the longest prefix is filled. columns: of the branch caches that decoding reads.
+          S, C: sizes of the caches; prefixes as long are filled, one in every data shard. columns: of the branch caches that
+          decoding reads.
         """
-        settings, weights, caches = self.settings, self.weights(model), self.caches(S, C)
+        settings, weights, caches, n = self.settings, self.weights(model), self.caches(S, C), self.data_shards
         P, R = settings.groups, settings.samples
         prefix_length, (length, next_id, budget, drawn) = _ints(P), (_ints(P, R) for _ in range(4))
         slots = sampler.Slots(prefix_length, length, next_id, budget, drawn, jax.ShapeDtypeStruct((P, R, 2), jnp.uint32),
                               jax.ShapeDtypeStruct((P, R), jnp.float32))
-        return {"reshard": self.load.trace(model),
-                "prefill": self.prefill.trace(model=weights, caches=caches, slot=_ints(), ids=_ints(S)),
+        is_new = jax.ShapeDtypeStruct((n,), bool)
+        return {"reshard": self._load(model).trace(model),
+                "prefill": self.prefill.trace(model=weights, caches=caches, slot=_ints(), ids=_ints(n, S), is_new=is_new),
                 "decode": self.decode.trace(model=weights, caches=caches, slots=slots, columns=columns)}
+
+    @property
+    def data_shards(self) -> int:
+        """How many parts the slots are dealt over."""
+        return self.mesh.shape["slice"] * self.mesh.shape["fsdp"]
+
+    def _causal(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The TPU's kernel on rows that are all prefix."""
+        n, S = q.shape[:2]
+        visits = splash.plan(jnp.zeros((n, 0), jnp.int32), jnp.ones((n, S), bool), RowShape(S, splash.LANES, 0))
+        return splash.attend_rows(q, k, v, visits, mesh=self.mesh, is_interpreted=not self._is_tpu)
+
+    def _weight_format(self, path: Any, ndim: int) -> NamedSharding | Format:
+        order = WEIGHT_LAYOUTS.get(parameter_name(path))
+        sharding = self._weight_sharding(path, ndim)
+        return Format(Layout(order), sharding) if self._is_tpu and order and ndim == len(order) else sharding
 
     def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
         axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.attention import Segment, attend, attend_part, causal, merge
+from swerl_jax.policy.attention import Segment, attend, attend_part, attend_prefix, causal, merge
 from swerl_jax.policy.llama import Llama, trunk
+from swerl_jax.policy.mesh import Place, anywhere
 
 NO_ID = -1
 COLUMN_AXIS = (4, 3)  # of a branch's keys [P R K H C] and values [P R K C H]
@@ -104,22 +105,33 @@ def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden, model.unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.Array, dtype: Any) -> Caches:
-    """Writes the keys and values of a prefix into a slot.
+def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.Array, is_new: jax.Array, dtype: Any,
+            attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None, place: Place = anywhere) -> Caches:
+    """Writes the keys and values of prefixes into one slot of each data shard; the P slots are dealt over n of them.
 
     Args:
-      slot: int32 scalar, which of the P slots.
-      ids: int32 [S'], the prefix padded at its end to a bucket of at most S; padding is never visible to anyone.
+      slot: int32 scalar, which slot of every shard.
+      ids: int32 [n S'], the prefixes padded at their end to a bucket of at most S; padding is never visible to anyone.
+      is_new: bool [n], False where the slot stays as it is.
+      attention: q, k, v of whole rows → o, causal; None: plain operations. place: see llama.trunk.
     """
     def write(q, k, v, cache):
-        k, v = jnp.einsum("ptkh->pkht", k), jnp.einsum("ptkh->pkth", v)
-        o = attend(q[:, None], [Segment(k, v, causal(ids.shape[0]))])[:, 0]
-        return o, tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (slot, 0, 0, 0))
-                        for old, new in zip(cache, (k, v)))
+        columns = jnp.einsum("btkh->bkht", k), jnp.einsum("btkh->bkth", v)
+        o = attend_prefix(q, *columns) if attention is None else attention(q, k, v)
+        return o, tuple(_put(old, new.astype(old.dtype), slot, is_new) for old, new in zip(cache, columns))
 
-    position = jnp.arange(ids.shape[0], dtype=jnp.int32)[None]
-    _, prefix = trunk(model, arch, ids[None], position, write, caches.prefix, dtype=dtype)
+    position = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    _, prefix = trunk(model, arch, place(ids, "B t"), position, write, caches.prefix, dtype=dtype, place=place)
     return dataclasses.replace(caches, prefix=prefix)
+
+
+def _put(old: jax.Array, new: jax.Array, slot: jax.Array, is_new: jax.Array) -> jax.Array:
+    """old [P ..] with new [n ..] in one slot of each of n equal parts of P, where it is new."""
+    parts = old.reshape(new.shape[0], -1, *old.shape[1:])
+    start = (0, slot, 0, 0, 0)
+    there = jax.lax.dynamic_slice(parts, start, (new.shape[0], 1, *new.shape[1:]))
+    new = jnp.where(is_new.reshape(-1, 1, 1, 1, 1), new[:, None], there)
+    return jax.lax.dynamic_update_slice(parts, new, start).reshape(old.shape)
 
 
 def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.Array, prefix_length: jax.Array,

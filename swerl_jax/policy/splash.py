@@ -125,6 +125,13 @@ def plan(branch_start: jax.Array, is_valid: jax.Array, shape: RowShape) -> Visit
     return Visits(over_queries("forward"), over_queries("gradient_of_queries"), over_keys, is_valid, layout)
 
 
+def live_share(visits: Visits, kernel: str) -> float:
+    """Share of a kernel's grid in which it computes, by the name that jax gives the kernel; 1 for any other."""
+    found = {"splash_mha_fwd": visits.forward, "splash_mha_dq": visits.gradient_of_queries,
+             "splash_mha_dkv": visits.gradient_of_keys}
+    return next((float(info.block_mask.mean()) for name, info in found.items() if kernel.startswith(name)), 1.0)
+
+
 def _layout(shape: RowShape, T: int) -> Layout:
     return Layout(-(-shape.S // LANES) * LANES, -(-(T - shape.S) // LANES) * LANES, shape)
 
