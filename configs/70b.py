@@ -15,7 +15,8 @@ from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips, for the learner and for the engine: a prompt's 16 answers are drawn by 8 chips together.
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
-VARIANTS = {"": {}, "v5p": CHIPS, "v6e": CHIPS | {"optimizer.moments_dtype": "bfloat16"}}
+VARIANTS = {"": {}, "v5p": CHIPS | {"learner.remat": "attention"},
+            "v6e": CHIPS | {"optimizer.moments_dtype": "bfloat16", "rl.row_tokens": (32_768,)}}
 
 
 def get_config(variant: str = ""):

@@ -59,6 +59,13 @@ def test_a_loops_body_counts_as_often_as_it_runs():
     assert work.memory_bytes == 10 * (16 + 16 + 16 + 4 + 1)
 
 
+def test_a_loop_that_the_compiler_unrolled():
+    """Its counter grows by 3: 10 turns become 4."""
+    grown = LOOP.replace("tuple(%i, %all", "tuple(%next, %all").replace(
+        "  %all =", "  %three = s32[]{:T(128)} constant(3)\n  %next = s32[]{:T(128)S(6)} add(%i, %three)\n  %all =")
+    assert hlo_count.count(grown).cycles == 4 * 7
+
+
 @pytest.mark.parametrize("text, group", [
     ("replica_groups={{0,3},{1,2}}, x", (0, 3)),
     ("replica_groups=[2,4]<=[8], x", (0, 1, 2, 3)),

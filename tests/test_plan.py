@@ -118,7 +118,7 @@ def test_what_a_plan_adds_up_to():
     assert (found.seconds("learn"), found.seconds("decode"), found.seconds("decode", "roofline_s")) == (4.0, 3.0, 1.0)
     assert found.mfu == pytest.approx(0.5)  # 2 s of full use in 4 s
     text = plan_table.table(found)
-    assert "fits, 30.74 GiB (32%) to spare" in text and "MFU 50.0%" in text and "memory" in text
+    assert "fits, 14.74 GiB (15%) to spare" in text and "MFU 50.0%" in text and "memory" in text
     record = json.loads(json.dumps(plan_table.as_json(found)))
     assert record["step_s"] == {"roofline_s": 3.0, "compiler_s": 7.0} and record["fits"] and record["mfu"] == 0.5
 

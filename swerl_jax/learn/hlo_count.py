@@ -158,7 +158,7 @@ class _Program:
     def _loop(self, instruction: _Instruction) -> Work:
         condition, body = (re.search(rf"{which}=%?([\w.\-]+)", instruction.rest)[1] for which in ("condition", "body"))
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
-        work, times = Work(), int(known[1]) if known else self._trips(condition)
+        work, times = Work(), int(known[1]) if known else -(-self._trips(condition) // self._stride(condition, body))
         work.add(self._of(body), times)
         work.add(self._of(condition), times)
         return work
@@ -171,6 +171,17 @@ class _Program:
                 numbers.append(int(re.match(r"-?\d+", instruction.rest)[0]))
             numbers += [self._trips(name) for name in instruction.called]
         return max(numbers)
+
+    def _stride(self, condition: str, body: str) -> int:
+        """What a loop's counter grows by in a turn: more than 1 where the compiler unrolled it."""
+        after, held = (next((one for one in self._computations[name].values() if one.is_root), None) for name in (body, condition))
+        for one in (self._computations[condition].get(name) for name in (held.operands if held else ())):
+            place = one and one.opcode == "get-tuple-element" and re.search(r"index=(\d+)", one.rest)
+            if place and after and after.opcode == "tuple":
+                grown = self._computations[body].get(after.operands[int(place[1])])
+                terms = [self._computations[body].get(name) for name in (grown.operands if grown and grown.opcode == "add" else ())]
+                return next((int(re.match(r"\d+", x.rest)[0]) for x in terms if x and x.opcode == "constant"), 1)
+        return 1
 
     def _memory(self, instruction: _Instruction, computation: str) -> float:
         """Bytes that an instruction reads from and writes to HBM; what lies in the chip's fast memory is free."""

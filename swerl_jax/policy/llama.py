@@ -43,16 +43,19 @@ MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # h
 # attend(q [.. T K G H], k [.. T K H], v [.. T K H], cache of this layer) → (o [.. T K G H], new cache of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
-RESIDUAL_NAME = "residual"  # of what a layer begins with
+# Of what a layer begins with, of queries, keys and values before they turn, of the residual stream after attention.
+RESIDUAL_NAME, QKV_NAME, MIDDLE_NAME = "residual", "qkv", "middle"
 # What the backward pass keeps of a layer: all; what it begins with ("layer"; "offload": in the host's memory); also what
-# attention gave ("attention"), so that it is not computed twice; also the matrix products ("dots").
+# attention was given and gave and the residual stream after it, so that only the feed-forward part is computed twice
+# ("attention"); what attention gave and the matrix products ("dots").
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
     "layer": lambda body: jax.checkpoint(body),
     "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME))),
-    "attention": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME)),
+    "attention": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(
+        ATTENTION_NAME, QKV_NAME, MIDDLE_NAME)),
     "offload": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=[RESIDUAL_NAME],
         offload_src="device", offload_dst="pinned_host")),
@@ -247,7 +250,7 @@ def merged_matrices(model: Llama) -> dict[str, jax.Array]:
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any, place: Place):
     x = checkpoint_name(x, RESIDUAL_NAME)
     h = place(rms_norm(x, layer.attention_norm[...], arch.norm_epsilon), "B t D", "B T D")
-    qkv = place(_linear(h, layer, "qkv", place), "B t K y H")
+    qkv = checkpoint_name(place(_linear(h, layer, "qkv", place), "B t K y H"), QKV_NAME)
     if layer.qkv_bias is not None:
         qkv = qkv + layer.qkv_bias[...].astype(x.dtype)
     # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
@@ -258,7 +261,7 @@ def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Ar
     turned = rotate(turning, cos[..., None, None, :], sin[..., None, None, :])
     q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
     o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
-    x = x + place(_linear(o, layer, "out", place), "B T D", "B t D")
+    x = checkpoint_name(x + place(_linear(o, layer, "out", place), "B T D", "B t D"), MIDDLE_NAME)
     h = place(rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon), "B t D", "B T D")
     gate_up = place(_linear(h, layer, "gate_up", place), "B t x F")
     gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)

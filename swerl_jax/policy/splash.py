@@ -19,6 +19,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import Mesh
@@ -129,7 +130,7 @@ def live_share(visits: Visits, kernel: str) -> float:
     """Share of a kernel's grid in which it computes, by the name that jax gives the kernel; 1 for any other."""
     found = {"splash_mha_fwd": visits.forward, "splash_mha_dq": visits.gradient_of_queries,
              "splash_mha_dkv": visits.gradient_of_keys}
-    return next((float(info.block_mask.mean()) for name, info in found.items() if kernel.startswith(name)), 1.0)
+    return next((float(np.asarray(info.block_mask).mean()) for name, info in found.items() if kernel.startswith(name)), 1.0)
 
 
 def _layout(shape: RowShape, T: int) -> Layout:
