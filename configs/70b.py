@@ -8,14 +8,14 @@
         --config.data.held_out=held_out.jsonl
 
 Paper (arXiv 2502.18449): 512 H100, about 32 hours, 41.0 % on SWE-bench Verified with its scaffold. Not run by us; what the
-planner says of it is in docs/tpu.md.
+planner says of v5p is in docs/tpu.md, v6e is not planned yet: see with --plan whether it fits.
 """
 
 from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips, for the learner and for the engine: a prompt's 16 answers are drawn by 8 chips together.
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
-VARIANTS = {"": {}, "v5p": CHIPS | {"learner.remat": "attention"},
+VARIANTS = {"": {}, "v5p": CHIPS,
             "v6e": CHIPS | {"optimizer.moments_dtype": "bfloat16", "rl.row_tokens": (32_768,)}}
 
 

@@ -7,7 +7,7 @@
         --config.data.train="('shards/*.array_record',)" --config.data.held_out=held_out.jsonl
 
 MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. Not run by us
-at this size; what the planner says of it is in docs/tpu.md.
+at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
 """
 
 from swerl_jax import config as config_lib
