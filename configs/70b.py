@@ -8,7 +8,7 @@
         --config.data.held_out=held_out.jsonl
 
 Paper (arXiv 2502.18449): 512 H100, about 32 hours, 41.0 % on SWE-bench Verified with its scaffold. Not run by us; what the
-planner says of v5p is in docs/tpu.md, v6e is not planned yet: see with --plan whether it fits.
+planner says of it is in docs/tpu.md.
 """
 
 from swerl_jax import config as config_lib
