@@ -1,25 +1,33 @@
 """SWE-RL's published setting on Llama-3.3-70B: 32 prompts × 16 answers, one update a step, 1,600 steps, 16k context.
 
     python -m swerl_jax.main --config=configs/70b.py --dry_run
-    python -m swerl_jax.main --config=configs/70b.py --workdir=DIR --config.init=CHECKPOINT \\
+    python -m swerl_jax.main --config=configs/70b.py:v5p --plan=v5p:4x8x8
+    python -m swerl_jax.main --config=configs/70b.py:v6e --plan=v6e:16x16
+    python -m swerl_jax.main --config=configs/70b.py:v5p --workdir=DIR --config.init=CHECKPOINT \\
         --config.tokenizer=tiktoken:tokenizer.model --config.data.train="('shards/*.array_record',)" \\
         --config.data.held_out=held_out.jsonl
 
-Paper (arXiv 2502.18449): 512 H100, about 32 hours, 41.0 % on SWE-bench Verified with its scaffold. Not run by us.
+Paper (arXiv 2502.18449): 512 H100, about 32 hours, 41.0 % on SWE-bench Verified with its scaffold. Not run by us; what the
+planner says of it is in docs/tpu.md.
 """
 
 from swerl_jax import config as config_lib
 
+# A key head on each of 8 chips, for the learner and for the engine: a prompt's 16 answers are drawn by 8 chips together.
+CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
+VARIANTS = {"": {}, "v5p": CHIPS,
+            "v6e": CHIPS | {"optimizer.moments_dtype": "bfloat16", "rl.row_tokens": (32_768,)}}
+
 
 def get_config(variant: str = ""):
-    """variant: "" or "quick" (a tiny model, the same path, a CPU minute)."""
+    """variant: "", "v5p" or "v6e" (256 chips), or "quick" (a tiny model, the same path, a CPU minute)."""
     config = config_lib.update(config_lib.default(), {
         "name": "70b", "phases": ("rl",), "model.arch": "llama3.3-70b", "tokenizer": "tiktoken:tokenizer.model",
         "prompt.max_tokens": 12_288, "answer.max_tokens": 4096, "engine.groups": 32,
         "engine.prefix_buckets": (4096, 8192, 12_288), "learner.block": 128, "learner.remat": "layer",
     })
     if variant == "quick":
-        config_lib.shrink(config)
-    elif variant:
-        raise ValueError(f"configs/70b.py has no variant {variant!r}; there is quick")
-    return config
+        return config_lib.shrink(config)
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/70b.py has no variant {variant!r}; there are v5p, v6e and quick")
+    return config_lib.update(config, VARIANTS[variant])

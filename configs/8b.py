@@ -1,25 +1,31 @@
-"""SWE-RL's setting on Llama-3.1-8B, from a directory in Hugging Face's layout.
+"""SWE-RL's setting on Llama-3.1-8B, in a window of 8k and with 8 prompts × 8 answers a step, from a Hugging Face directory.
 
     python -m swerl_jax.main --config=configs/8b.py --dry_run
-    python -m swerl_jax.main --config=configs/8b.py --workdir=DIR --config.init=hf:MODEL --config.tokenizer=hf:MODEL \\
+    python -m swerl_jax.main --config=configs/8b.py:v5e_2x4 --plan=v5e:2x4
+    python -m swerl_jax.main --config=configs/8b.py:v5e_4x4 --plan=v5e:4x4
+    python -m swerl_jax.main --config=configs/8b.py:v5e_4x4 --workdir=DIR --config.init=hf:MODEL --config.tokenizer=hf:MODEL \\
         --config.data.train="('shards/*.array_record',)" --config.data.held_out=held_out.jsonl
 
-MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. Parameters,
-moments, gradient and the engine's copy take about 145 GB, over all devices of one process. Not run by us at this size.
+MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. Not run by us
+at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
 """
 
 from swerl_jax import config as config_lib
 
+# A key head on each of 8 chips. Eight chips of 16 GB hold parameters in bfloat16 only (rounded at random, see Learner).
+CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
+VARIANTS = {"": {}, "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16"}, "v5e_4x4": CHIPS}
+
 
 def get_config(variant: str = ""):
-    """variant: "" or "quick" (a tiny model, the same path, a CPU minute)."""
+    """variant: "", "v5e_2x4" or "v5e_4x4" (8 and 16 chips), or "quick" (a tiny model, the same path, a CPU minute)."""
     config = config_lib.update(config_lib.default(), {
         "name": "8b", "phases": ("rl",), "model.arch": "llama3.1-8b", "tokenizer": "tiktoken:tokenizer.model",
-        "prompt.max_tokens": 8192, "answer.max_tokens": 2048, "engine.groups": 8,
-        "engine.prefix_buckets": (2048, 4096, 8192), "learner.block": 128, "learner.remat": "layer",
+        "prompt.max_tokens": 6144, "answer.max_tokens": 2048, "rl.prompts": 8, "rl.samples": 8, "engine.groups": 8,
+        "engine.prefix_buckets": (2048, 4096, 6144), "learner.block": 128, "learner.remat": "layer",
     })
     if variant == "quick":
-        config_lib.shrink(config)
-    elif variant:
-        raise ValueError(f"configs/8b.py has no variant {variant!r}; there is quick")
-    return config
+        return config_lib.shrink(config)
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/8b.py has no variant {variant!r}; there are v5e_2x4, v5e_4x4 and quick")
+    return config_lib.update(config, VARIANTS[variant])

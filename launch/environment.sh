@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts that a person starts: `prepare_environment [EXTRA]` leaves, in $PYTHON_IN_VENV, a Python that
 # has the package (editable) and its dependencies. It makes or reuses .venv in the repository root (another one behind
 # `use_venv NAME`) and installs again only where setup.py or the Python changed. PYTHON=/path/to/python chooses the Python

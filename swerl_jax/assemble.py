@@ -32,12 +32,14 @@ from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
 from swerl_jax.learn.loss import LossSettings
+from swerl_jax.learn.plan import Parts, StepShape
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
 from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.engine import Engine, EngineSettings
+from swerl_jax.policy.engine import Engine
+from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
@@ -164,9 +166,9 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     return known
 
 
-def mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """The mesh over all devices."""
-    return mesh_lib.make_mesh({axis: config.mesh[axis] for axis in ("slice", "fsdp", "tensor")})
+def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices`, all of this run's by default."""
+    return mesh_lib.make_mesh({axis: config.mesh[axis] for axis in ("slice", "fsdp", "tensor")}, devices)
 
 
 def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
@@ -208,15 +210,22 @@ def prefix_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, *, samples: int, temperature: float,
            purpose: str, groups: int = 0) -> Engine:
     """An engine with `samples` lanes a slot."""
+    return Engine(arch, engine_settings(config, arch, mesh, text.chat.stop_ids, samples=samples, temperature=temperature,
+                                        purpose=purpose, groups=groups), mesh)
+
+
+def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: tuple[int, ...], *, samples: int,
+                    temperature: float, purpose: str, groups: int = 0) -> EngineSettings:
+    """The shapes of an engine; groups are rounded up to what the mesh's data axes divide."""
     e = config.engine
     shards = mesh.shape["slice"] * mesh.shape["fsdp"]
     slots = -(-(groups or e.groups) // shards) * shards
-    is_cpu = jax.default_backend() == "cpu"
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
     unroll = {"true": True, "false": False, "auto": is_cpu and arch.L <= UNROLLED_LAYERS}[str(e.unroll_layers).lower()]
-    return Engine(arch, EngineSettings(
+    return EngineSettings(
         groups=slots, samples=samples, prefix_buckets=prefix_buckets(config),
-        branch_buckets=(config.answer.max_tokens,), stop_ids=text.chat.stop_ids, ticks=e.ticks, temperature=temperature,
-        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll), mesh)
+        branch_buckets=(config.answer.max_tokens,), stop_ids=stop_ids, ticks=e.ticks, temperature=temperature,
+        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention)
 
 
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
@@ -249,13 +258,14 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
     """The learner of one phase: "rl" or "sft"."""
     p, o = config[phase], config.optimizer
     steps = p.steps * (p.minibatches * p.epochs if phase == "rl" else 1)
+    moments = None if o.moments_dtype == "auto" else jnp.dtype(o.moments_dtype)
     optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
-                                  o.weight_decay, o.max_grad_norm, p.muon_learning_rate)
+                                  o.weight_decay, o.max_grad_norm, p.muon_learning_rate, moments)
     loss = LossSettings("nll") if phase == "sft" else LossSettings(
         config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
                    param_dtype=jnp.dtype(config.model.param_dtype), remat=config.learner.remat,
-                   vocabulary_chunk=config.learner.vocabulary_chunk,
+                   vocabulary_chunk=config.learner.vocabulary_chunk, attention=config.learner.attention,
                    lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
 
 
@@ -297,6 +307,18 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
                    learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
                    scorer_retries=lambda: pool.counts.retries)
+
+
+def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Parts:
+    """What a planner compiles for the last phase of a run: its learner and, for RL, its engine; nothing is allocated."""
+    phase, r, stop_ids = config.phases[-1], config.rl, (0,)
+    tokens = config.prompt.max_tokens, config.answer.max_tokens
+    built = learner(config, arch, mesh, phase), packing(config, mesh, phase)
+    if phase == "sft":
+        return Parts(*built, StepShape(config.sft.examples, 1, *tokens, 1), None)
+    settings = engine_settings(config, arch, mesh, stop_ids, samples=r.samples, temperature=config.engine.temperature,
+                               purpose="plan")
+    return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), EngineSteps(arch, settings, mesh))
 
 
 def load_params(spec: str, learner: Learner) -> Llama:

@@ -27,6 +27,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single se
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
+PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4x4x8, v6e:16x16, v5e:8x16:x2) with the TPU's "
+                           "compiler, and exit; needs no TPU.")
+PLAN_JSON = flags.DEFINE_string("plan_json", None, "With --plan: also write the plan to this file.")
 
 CONFIG_NAME = "config.json"
 MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_around",
@@ -69,6 +72,10 @@ def main(argv: list[str]) -> None:
     if DRY_RUN.value:
         with _readable_errors():
             print(dry_run.describe(config, directory))
+        return
+    if PLAN.value is not None:
+        with _readable_errors():
+            plan(config, PLAN.value, PLAN_JSON.value)
         return
     {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export,
      "curate": curate, "inspect": inspect}[config.task](config, directory)
@@ -113,6 +120,38 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             checkpoints.close()
     print(summary.write(directory, [(phase.name, phase.steps) for phase in phases], assemble.reward_spec(config),
                         colour=report_colour()))
+
+
+def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None:
+    """Bytes and seconds of one training step on TPUs that are not there; no device is touched."""
+    if config.task != "train":
+        raise ValueError(f"--plan is of training; the config's task is {config.task}")
+    from swerl_jax import assemble
+    from swerl_jax.learn import plan as planning, plan_search, plan_table
+    from swerl_jax.policy import chips, hf
+
+    topology = chips.parse_topology(name)
+    known = hf.find_arch(config.model.arch, shipped.find(config.init))
+    devices = planning.devices(topology)
+    if config.mesh.slice == 1 and topology.slices > 1:
+        config = config_lib.update(config.copy_and_resolve_references(), {"mesh.slice": topology.slices})
+
+    def make(changes: dict[str, Any]) -> planning.Plan:
+        changed = config_lib.update(config.copy_and_resolve_references(), changes)
+        return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, _tell)
+
+    found = make({})
+    print(plan_table.table(found))
+    record = plan_table.as_json(found)
+    if not found.fits:
+        better = plan_search.nearest(config, known.K, topology.chips, make, _tell)
+        changes = None if better is None else better[0]
+        record["nearest"] = better and {"changes": changes, "plan": plan_table.as_json(better[1])}
+        arguments = " ".join(f"--config.{key}={value}" for key, value in (changes or {}).items())
+        print(f"\nthe nearest settings that fit: {arguments}\n\n{plan_table.table(better[1])}" if better else
+              "\nno change of learner.rows, learner.remat and mesh.tensor that was tried makes it fit; take more chips")
+    if path:
+        write_atomically(pathlib.Path(path), json.dumps(record, indent=1) + "\n")
 
 
 def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -335,6 +374,10 @@ def _readable_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         _fail(str(error))
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _cause(error: BaseException) -> str:

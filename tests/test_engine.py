@@ -13,6 +13,7 @@ from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.policy.engine import Engine, EngineSettings, turn_key
+from swerl_jax.policy.engine_steps import EngineSteps
 from swerl_jax.policy.mesh import make_mesh
 
 ARCH = reference.SMALL
@@ -337,6 +338,30 @@ def test_weights_change_between_groups_only():
     assert turn.version == 4
     p = reference.parameters(reference.random_model(ARCH, 1))
     assert np.abs(turn.logp - reference.answer_logp(p, ARCH, _prompt(0), turn.ids, TEMPERATURE)).max() <= 1e-5
+
+
+def test_weights_may_go_between_groups():
+    engine = _new_engine(ticks=20)
+    before = _run(engine, [0], samples=1)
+    engine.open(1, _prompt(1), 1, max_branch_tokens=24)
+    with pytest.raises(RuntimeError, match="1 groups are open"):
+        engine.unload()
+    engine.close(1, 0)
+    engine.unload()
+    with pytest.raises(RuntimeError, match="load"):
+        engine.open(0, _prompt(0), 1, max_branch_tokens=24)
+    engine.load(reference.random_model(ARCH), 3)
+    _assert_same(_run(engine, [0], samples=1), before, atol=0)
+
+
+def test_stacked_weights_are_the_learners_cast_and_gathered():
+    mesh = make_mesh({"fsdp": 8}, jax.devices()[:8])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    model = jax.device_put(reference.random_model(ARCH), everywhere)
+    loaded = EngineSteps(ARCH, _settings(is_unrolled=False, dtype=jnp.bfloat16), mesh).load(model)
+    for ours, x in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(x.astype(jnp.bfloat16)))
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(loaded)), "no part of a weight is elsewhere"
 
 
 def test_an_engine_without_weights_says_so():

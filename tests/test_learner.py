@@ -12,7 +12,7 @@ import reference_llama as reference
 
 from swerl_jax.learn import advantage, loss
 from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
-from swerl_jax.learn.learner import Learner, OptimizerSettings, from_arrays, to_arrays
+from swerl_jax.learn.learner import Learner, OptimizerSettings, from_arrays, rounded, to_arrays
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.mesh import make_mesh
@@ -284,3 +284,34 @@ def test_the_initial_state_follows_from_its_seed():
     # Scale of a fresh matrix: D^-0.5 = 0.177 for the embedding, narrowed by (2L)^-0.5 = ½ where it feeds the stream.
     assert np.std(a["params/embed"]) == pytest.approx(0.177, rel=0.1)
     assert np.std(a["params/layers/out"]) == pytest.approx(0.177 / 2, rel=0.1)
+
+
+# Narrow numbers
+
+
+def test_rounding_at_random_keeps_the_mean():
+    """Between 1 and its bfloat16 neighbour 1 + 2⁻⁷, a quarter of the way: a quarter of the draws go up."""
+    step = 2.0**-7
+    x = jnp.full(4096, 1 + step / 4, jnp.float32)
+    up, = np.nonzero(np.asarray(rounded(x, jax.random.key(3)), np.float32) == 1 + step)
+    down, = np.nonzero(np.asarray(rounded(x, jax.random.key(3)), np.float32) == 1)
+    assert len(up) + len(down) == 4096
+    assert abs(len(up) / 4096 - 0.25) < 0.03  # four standard deviations
+    exact = jnp.asarray([0.0, -1.5, 2.0**-100], jnp.float32)
+    np.testing.assert_array_equal(np.asarray(rounded(exact, jax.random.key(1)), np.float32), exact)
+
+
+def test_narrow_moments_are_the_wide_ones_rounded():
+    wide = _learner(LARGE)
+    narrow = _learner(dataclasses.replace(LARGE, moments_dtype=jnp.bfloat16))
+    (a, _), (b, _) = (_step(learner, learner.init(0)) for learner in (wide, narrow))
+    for path, x in to_arrays(a).items():
+        y = to_arrays(b)[path]
+        if path.startswith("opt/") and x.ndim:
+            assert y.dtype == jnp.bfloat16
+            np.testing.assert_allclose(np.asarray(y, np.float32), x, rtol=2**-8)
+        else:
+            np.testing.assert_allclose(y, x, rtol=1e-6, err_msg=path)
+    before = narrow.compilations
+    _step(narrow, b)
+    assert narrow.compilations == before

@@ -52,6 +52,20 @@ def test_a_loop_over_layers_and_every_remat_give_the_scans_numbers():
         np.testing.assert_allclose(unrolled, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("remat", sorted(llama.REMAT.keys() - {"none"}))
+def test_what_the_backward_pass_keeps_changes_no_gradient(remat):
+    arch, ids = reference.SMALL, jnp.arange(9)[None]
+    model = reference.random_model(arch)
+
+    def gradient(remat):
+        def loss(model):
+            return jnp.sum(llama.trunk(model, arch, ids, ids, _dense, remat=remat)[0] ** 3)
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
+
+    for ours, expected in zip(gradient(remat), gradient("none"), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_frequencies_of_llama_31():
     got = np.asarray(llama.inverse_frequencies(128, 500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192)))
     # Pair 0 turns once in 2π < 8192/4 positions: kept. Pair 63: 2π·500000^(126/128) ≈ 2.6e6 > 8192: divided by 8.

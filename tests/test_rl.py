@@ -54,6 +54,9 @@ class SilentEngine:
     def load(self, params, version):
         self.version = version
 
+    def unload(self):
+        self.version = None
+
 
 class ScriptedCollector:
     """Answers each task with `rewards(index)`: one number a sample, None for a fault of ours; the ids are random."""

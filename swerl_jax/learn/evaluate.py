@@ -30,7 +30,9 @@ class Evaluator:
         """The groups, in the examples' order; random numbers depend on the example's place only."""
         self.engine.load(params, version)
         tasks = [Task(i, example, self.prompt_ids(example), self.samples) for i, example in enumerate(self.examples)]
-        return self.collector.run(self.engine, tasks)
+        groups = self.collector.run(self.engine, tasks)
+        self.engine.unload()
+        return groups
 
 
 def results(groups: Sequence[Group]) -> list[ExampleResult]:

@@ -24,7 +24,7 @@ from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank, merged_matrices
-from swerl_jax.policy.rows import row_logp
+from swerl_jax.policy.rows import row_attention, row_logp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class OptimizerSettings:
       learning_rate: the peak. schedule: "constant" or "cosine" (to 0 at `total_steps`). warmup_steps: linear from 0.
       beta1, beta2, epsilon, weight_decay: AdamW's. max_grad_norm: the global norm is clipped to it.
       muon_learning_rate: the peak for matrices; 0: AdamW for all parameters.
+      moments_dtype: of the moments between updates, each of which is computed in float32; None: as the parameters.
+        bfloat16 holds a moving average while its beta is below about 0.99: nearer to 1 what is new is rounded away.
     """
 
     learning_rate: float
@@ -50,6 +52,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     muon_learning_rate: float = 0.0
+    moments_dtype: Any = None
 
     def rate(self) -> optax.Schedule:
         """Update count → learning rate; the first update of a warm-up of n steps takes 1/n of the peak."""
@@ -65,14 +68,31 @@ class OptimizerSettings:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose constant or cosine")
         return schedule
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation; clipping happens in Learner.update, which knows the norm."""
+    def build(self, dtype: Any = jnp.float32) -> optax.GradientTransformation:
+        """The optax transformation for parameters of `dtype`; clipping happens in Learner.update, which knows the norm."""
+        kept = self.moments_dtype or dtype
+        is_exact = jnp.dtype(kept) == jnp.dtype(dtype) == jnp.float32
+        return self._exact() if is_exact else _kept_in(self._exact(), kept)
+
+    def _exact(self) -> optax.GradientTransformation:
         if not self.muon_learning_rate:
             return optax.adamw(self.rate(), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay)
         rate, scale = self.rate(), self.muon_learning_rate / self.learning_rate
         return optax.contrib.muon(
             lambda count: rate(count) * scale, adam_learning_rate=rate, adam_b1=self.beta1, adam_b2=self.beta2,
             weight_decay=self.weight_decay, adam_weight_decay=self.weight_decay, muon_weight_dimension_numbers=_matrices)
+
+
+def _kept_in(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """`inner`, its state rounded to dtype between updates; counts stay as they are."""
+    def cast(state: Any, to: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(gradient, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
 def _matrices(params: Llama) -> Any:
@@ -106,18 +126,19 @@ class Learner:
     Args:
       dtype: of activations and matrix products; parameters stay in param_dtype.
       lora: what learns in place of the parameters, which are then frozen; None: all of them.
-      vocabulary_chunk, remat: see rows.row_logp.
+      vocabulary_chunk, remat: see rows.row_logp. attention: see rows.row_attention.
     """
 
     def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
                  dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, vocabulary_chunk: int = 1024,
-                 remat: str = "dots", lora: Lora | None = None):
+                 remat: str = "dots", lora: Lora | None = None, attention: str = "auto"):
         self.arch, self.mesh, self.optimizer, self.loss, self.lora = arch, mesh, optimizer, loss, lora
         self.param_dtype = param_dtype
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
-                                vocabulary_chunk=vocabulary_chunk)
+                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh),
+                                place=mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES))
         self._rate = optimizer.rate()
-        self._transformation = optimizer.build()
+        self._transformation = optimizer.build(jnp.float32 if lora else param_dtype)
         self.abstract = self._abstract_state()
         # Every output says where it lives: what comes back fits the function that was compiled for what went in.
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -157,6 +178,11 @@ class Learner:
     def base(self) -> Llama:
         """The shapes and shardings of the parameters without those of the Lora."""
         return jax.tree_util.tree_map_with_path(lambda path, x: None if is_low_rank(_name(path)) else x, self.abstract.params)
+
+    @property
+    def learned(self) -> Llama:
+        """The shapes and shardings of the parameters that learn, and so of their gradient."""
+        return self._learned(self.abstract.params)
 
     def merged(self, params: Llama) -> Llama:
         """The parameters of a plain model: those of the Lora are added to their matrices."""
@@ -204,6 +230,21 @@ class Learner:
         state, report = self._apply(state=state, gradient=gradient)
         return state, {name: float(value) for name, value in jax.device_get(report).items()}
 
+    def trace(self, batch: Batch) -> dict[str, Any]:
+        """{"gradient", "update"}: what `gradient` runs on a microbatch and what `update` runs, traced on shapes alone.
+
+        Nothing is allocated, so the mesh may be of devices that are not there: `jax.stages.Traced`, to count or compile.
+
+        Args:
+          batch: of arrays or anything else with shape and dtype.
+        """
+        rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
+        everywhere = mesh_lib.sharding(self.mesh, "", mesh_lib.LEARNER_RULES)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+        sums = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for name in ZERO_SUMS}
+        gradient = self._add.trace(self.abstract.params, gradient=self.learned, sums=sums, batch=batch, ref_logp=batch.logp)
+        return {"gradient": gradient, "update": self._apply.trace(state=self.abstract, gradient=self.learned)}
+
     def _make_state(self, key: jax.Array) -> State:
         return self._fresh(Llama(self.arch, key, self.param_dtype, self.lora))
 
@@ -221,7 +262,7 @@ class Learner:
 
     def _abstract_state(self) -> State:
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(self._make_state, jax.random.key(0))
+            shapes = jax.eval_shape(lambda: self._make_state(jax.random.key(0)))  # the key, too, on no device
             # By path: where an optimiser keeps nothing for a parameter, the one tree has no leaf and the other has.
             shardings = dict(jax.tree_util.tree_leaves_with_path(nnx.get_named_sharding(shapes, self.mesh)))
         return jax.tree_util.tree_map_with_path(
@@ -257,9 +298,23 @@ class Learner:
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         learned = self._learned(state.params)
         updates, opt = self._transformation.update(gradient, state.opt, learned)
-        new = State(state.step + 1, _joined(optax.apply_updates(learned, updates), state.params), opt)
+        new = State(state.step + 1, _joined(_added(learned, updates, state.step), state.params), opt)
         new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
         return new, {"grad_norm": norm, "lr": self._rate(state.step), "skipped": 1.0 - is_finite}
+
+
+def _added(params: Llama, updates: Llama, step: jax.Array) -> Llama:
+    """Parameters after an update; those in bfloat16 are rounded at random, or all small updates would be rounded away."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
+    return tree.unflatten([rounded(p.astype(jnp.float32) + u, key) if p.dtype == jnp.bfloat16 else (p + u).astype(p.dtype)
+                           for p, u, key in zip(leaves, jax.tree.leaves(updates), keys, strict=True)])
+
+
+def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 → one of the two bfloat16 neighbours, whose mean over keys is x (stochastic rounding; x finite)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def _joined(learned: Llama, params: Llama) -> Llama:

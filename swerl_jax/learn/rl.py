@@ -105,6 +105,7 @@ class RlPhase:
             groups = self._collector.run(self.engine, [self._task() for _ in range(need)])
             drawn += groups
             kept += [g for g in groups if not (settings.drop_constant_groups and advantage.is_constant(_rewards(g)))]
+        self.engine.unload()
         return drawn, kept
 
     def _task(self) -> Task:

@@ -59,11 +59,11 @@ def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
     Returns:
       [P R T K G H] in q's dtype.
     """
-    return _attend(q, segments)[0]
+    return attend_part(q, segments)[0]
 
 
-def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
-    """(`attend`, the float32 log-sum-exp of each query's scores [P R K T G])."""
+def attend_part(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
+    """(`attend`, the float32 log-sum-exp of each query's scores [P R K T G]), without a gradient of its own."""
     q, segments = _unhoisted(_scaled(q), segments)
     scores = [_scores(q, segment) for segment in segments]
     peak = functools.reduce(jnp.maximum, [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)])
@@ -73,8 +73,15 @@ def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array
     return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype)), peak + jnp.log(total)
 
 
+def merge(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """`attend` over all segments from `attend_part` over some of them at a time."""
+    total = jax.nn.logsumexp(jnp.stack([part for _, part in parts]), axis=0)
+    o = sum(o * jnp.einsum("prktg->prtkg", jnp.exp(part - total))[..., None] for o, part in parts)
+    return o.astype(parts[0][0].dtype)
+
+
 def _attend_forward(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, Any]:
-    o, total = (checkpoint_name(x, ATTENTION_NAME) for x in _attend(q, segments))
+    o, total = (checkpoint_name(x, ATTENTION_NAME) for x in attend_part(q, segments))
     return o, (q, segments, o, total)
 
 
@@ -190,11 +197,15 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Arra
 
     o = _in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
     o = o.reshape(q.shape[0], -1, *q.shape[2:])
-    return jnp.concatenate([_attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
+    return jnp.concatenate([attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
 
 
-def _attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention inside the prefix, at most eight blocks of queries, each with the keys up to its end."""
+def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention inside the prefix, at most eight blocks of queries, each with the keys up to its end.
+
+    Args:
+      q: [B S K G H]. k: [B K H S]. v: [B K S H].
+    """
     S = q.shape[1]
     size = max(256, -(-S // 8))
     outs = []

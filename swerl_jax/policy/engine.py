@@ -14,23 +14,18 @@ import collections
 import dataclasses
 import hashlib
 import struct
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from swerl_jax.data.records import LENGTH, STOP, Turn
-from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy import sampler
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
-
-PREFIX_AXES = ("P K H S", "P K S H")
-BRANCH_AXES = ("P R K H C", "P R K C H")
+from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
+from swerl_jax.policy.llama import Llama
 
 
 class Policy(Protocol):
@@ -50,37 +45,6 @@ class Policy(Protocol):
 
     def tick(self) -> list[tuple[int, int, Turn]]:
         """Works for a bounded time; returns (group, sample, turn) of the turns that ended."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-    """Shapes and sampling of an engine.
-
-    Attributes:
-      groups, samples: P slots of R lanes that decode together.
-      prefix_buckets: sizes S that a padded prefix may take, ascending.
-      branch_buckets: sizes C that a branch's cache may take, ascending.
-      ticks: tokens a chunk; the host looks between chunks only.
-      extend_tokens: ids fed in one call when a branch is given ids it did not draw.
-      stop_ids: ids that end a turn.
-      temperature: of the distribution that is sampled and whose log-probabilities are reported; 0 is greedy.
-      seed, purpose: of the random numbers.
-      dtype: of weights, caches and matrix products.
-      is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
-    """
-
-    groups: int
-    samples: int
-    prefix_buckets: tuple[int, ...]
-    branch_buckets: tuple[int, ...]
-    stop_ids: tuple[int, ...]
-    ticks: int = 32
-    extend_tokens: int = 64
-    temperature: float = 1.0
-    seed: int = 0
-    purpose: str = "train"
-    dtype: Any = jnp.float32
-    is_unrolled: bool = True
 
 
 @dataclasses.dataclass
@@ -140,27 +104,18 @@ class Engine:
         self.arch, self.settings, self.mesh = arch, settings, mesh
         self.version = -1
         self.tokens_drawn = 0
-        self._model: Any = None
+        self._model: Llama | None = None
         self._parts: dict[tuple[int, int], _Part] = {}
         self._waiting: collections.deque[tuple[int, int]] = collections.deque()
         self._slots: list[tuple[int, int] | None] = [None] * settings.groups
         self._caches: sampler.Caches | None = None
         self._sizes = (0, 0)
-        common = {"arch": arch, "dtype": settings.dtype}
-        # Caches come back as they went in, so that each function is compiled once a shape.
-        caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
-        if settings.is_unrolled:
-            caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
-        self._load = jax.jit(self._convert)
-        self._prefill = jax.jit(partial(sampler.prefill, **common), donate_argnames="caches", out_shardings=caches)
-        self._extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
-        self._decode = jax.jit(partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, **common),
-                               donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
+        self._steps = EngineSteps(arch, settings, mesh)
 
     @property
     def compilations(self) -> int:
         """How many times prefill, extend and decode were compiled."""
-        return sum(function._cache_size() for function in (self._prefill, self._extend, self._decode))
+        return self._steps.compilations
 
     @property
     def is_idle(self) -> bool:
@@ -175,7 +130,18 @@ class Engine:
         """
         if not self.is_idle:
             raise RuntimeError(f"{len(self._parts)} groups are open; weights change only between groups")
-        self._model, self.version = self._load(model), version
+        self._model = None  # the old weights are freed before the new ones are made
+        self._model, self.version = self._steps.load(model), version
+
+    def unload(self) -> None:
+        """Frees weights and caches, for what else needs the memory; `load` brings new ones.
+
+        Raises:
+          RuntimeError: groups are open.
+        """
+        if not self.is_idle:
+            raise RuntimeError(f"{len(self._parts)} groups are open; close them before the weights go")
+        self._model, self._caches, self._sizes = None, None, (0, 0)
 
     def open(self, group: int, prompt: np.ndarray, samples: int, *, max_branch_tokens: int) -> None:
         """See Policy. A group of more than R samples is dealt over several slots, each with its own prefix."""
@@ -239,8 +205,8 @@ class Engine:
             for lane, branch in enumerate(part.branches):
                 if branch.budget:
                     self._feed(slot, lane, part, branch, branch.ids[branch.cached:-1])
-        columns = self._live_columns(max(b.cached for b in drawing))
-        self._caches, out = self._decode(model=self._model, caches=self._caches, slots=self._table(running),
+        columns = self._steps.live_columns(max(b.cached for b in drawing), self._sizes[1])
+        self._caches, out = self._steps.decode(model=self._model, caches=self._caches, slots=self._table(running),
                                          columns=columns)
         return self._collect(running, jax.device_get(out))
 
@@ -266,31 +232,43 @@ class Engine:
         """Gives free slots to the parts that wait, in order; takes slots from parts that only wait for the world."""
         if self._waiting:
             self._reserve()
+        placed: list[int] = []
         for slot in range(self.settings.groups):
             holder = self._slots[slot]
             if not self._waiting:
-                return
+                break
             if holder is not None and not self._parts[holder].is_drawing():
                 if None in self._slots:
                     continue
                 self._release(holder)
             if self._slots[slot] is None:
-                self._place(self._waiting.popleft(), slot)
+                name = self._waiting.popleft()
+                self._slots[slot], self._parts[name].slot = name, slot
+                placed.append(slot)
+        self._prefill(placed)
 
-    def _place(self, name: tuple[int, int], slot: int) -> None:
-        part = self._parts[name]
-        self._slots[slot], part.slot = name, slot
-        if len(part.prefix):
-            size = bucket(len(part.prefix), self.settings.prefix_buckets, "a prompt")
-            ids = np.pad(part.prefix, (0, size - len(part.prefix)))
-            self._caches = self._prefill(model=self._model, caches=self._caches, slot=np.int32(slot), ids=ids)
+    def _prefill(self, slots: list[int]) -> None:
+        """Fills the prefixes of slots, in every call one of each data shard."""
+        n = self._steps.data_shards
+        each = self.settings.groups // n
+        for turn in range(each):
+            prefixes = {slot // each: self._parts[self._slots[slot]].prefix for slot in slots if slot % each == turn}
+            longest = max(map(len, prefixes.values()), default=0)
+            if not longest:
+                continue
+            ids = np.zeros((n, bucket(longest, self.settings.prefix_buckets, "a prompt")), np.int32)
+            for shard, prefix in prefixes.items():
+                ids[shard, :len(prefix)] = prefix
+            is_new = np.array([shard in prefixes for shard in range(n)])
+            self._caches = self._steps.prefill(model=self._model, caches=self._caches, slot=np.int32(turn), ids=ids,
+                                               is_new=is_new)
 
     def _feed(self, slot: int, lane: int, part: _Part, branch: _Branch, ids: list[int]) -> None:
         """Puts ids of a branch that were not drawn in the last chunk into its cache."""
         width = self.settings.extend_tokens
         for start in range(0, len(ids), width):
             piece = np.asarray(ids[start:start + width], np.int32)
-            self._caches = self._extend(
+            self._caches = self._steps.extend(
                 model=self._model, caches=self._caches, slot=np.int32(slot), lane=np.int32(lane),
                 prefix_length=np.int32(len(part.prefix)), start=np.int32(branch.cached),
                 ids=np.pad(piece, (0, width - len(piece))))
@@ -310,34 +288,7 @@ class Engine:
             if is_drawing:
                 self._waiting.append(name)
         self._sizes, self._caches = (prefix, branch), None  # freed before the new ones are made
-        self._caches = self._allocate(prefix, branch + max(settings.ticks, settings.extend_tokens))
-
-    def _allocate(self, S: int, C: int) -> sampler.Caches:
-        arch, settings = self.arch, self.settings
-        sizes = {"P": settings.groups, "R": settings.samples, "K": arch.K, "H": arch.H, "S": S, "C": C, "L": arch.L}
-
-        def zeros(axes: str) -> jax.Array:
-            letters = axes if settings.is_unrolled else "L " + axes
-            shape = tuple(sizes[letter] for letter in letters.split())
-            return jnp.zeros(shape, settings.dtype, device=self._cache_sharding(axes))
-
-        def cache(pair: tuple[str, str]) -> Any:
-            if settings.is_unrolled:
-                return tuple(tuple(zeros(axes) for axes in pair) for _ in range(arch.L))
-            return tuple(zeros(axes) for axes in pair)
-
-        return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
-
-    def _cache_sharding(self, axes: str) -> NamedSharding:
-        letters = axes if self.settings.is_unrolled else "L " + axes
-        return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
-
-    def _live_columns(self, length: int) -> int:
-        """A power of two of chunks that covers `length`, so that short branches are not charged for long ones."""
-        columns = 0 if length == 0 else self.settings.ticks
-        while columns < length:
-            columns *= 2
-        return min(columns, self._sizes[1] + max(self.settings.ticks, self.settings.extend_tokens))
+        self._caches = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), self._steps.caches(prefix, branch))
 
     def _table(self, running: list[tuple[int, _Part]]) -> sampler.Slots:
         P, R = self.settings.groups, self.settings.samples
@@ -374,17 +325,3 @@ class Engine:
                                 STOP if out["is_stopped"][p, r] else LENGTH, self.version)
                     ended.append((branch.group, branch.sample, turn))
         return ended
-
-    def _convert(self, model: Llama) -> Any:
-        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so."""
-        def place(path: Any, x: jax.Array) -> jax.Array:
-            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
-            axes = axes if x.ndim == len(axes.split()) else axes.removeprefix("L ")
-            sharding = mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
-            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), sharding)
-
-        model = jax.tree.map(lambda x: x, model)
-        if self.settings.is_unrolled:
-            layers = model.layers
-            model.layers = nnx.data(tuple(jax.tree.map(lambda x: x[i], layers) for i in range(self.arch.L)))
-        return jax.tree_util.tree_map_with_path(place, model)

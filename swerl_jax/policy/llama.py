@@ -21,10 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch, Llama3Scaling, YarnScaling
 from swerl_jax.policy.attention import ATTENTION_NAME
+from swerl_jax.policy.mesh import Place
 
 # Parameter → the letters of its axes (x: 2 for gate/up; y: G + 2, the query heads of a key head, its key, its value).
 LAYER_AXES = {
@@ -41,12 +43,22 @@ MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # h
 # attend(q [.. T K G H], k [.. T K H], v [.. T K H], cache of this layer) → (o [.. T K G H], new cache of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
+# Of what a layer begins with, of queries, keys and values before they turn, of the residual stream after attention.
+RESIDUAL_NAME, QKV_NAME, MIDDLE_NAME = "residual", "qkv", "middle"
+# What the backward pass keeps of a layer: all; what it begins with ("layer"; "offload": in the host's memory); also what
+# attention was given and gave and the residual stream after it, so that only the feed-forward part is computed twice
+# ("attention"); what attention gave and the matrix products ("dots").
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
     "layer": lambda body: jax.checkpoint(body),
     "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME))),
+    "attention": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(
+        ATTENTION_NAME, QKV_NAME, MIDDLE_NAME)),
+    "offload": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[RESIDUAL_NAME],
+        offload_src="device", offload_dst="pinned_host")),
 }
 
 
@@ -214,10 +226,10 @@ def _product_backward(axes: int, saved: tuple[jax.Array, jax.Array], dy: jax.Arr
 product.defvjp(lambda x, w, axes: (_product(x, w, axes), (x, w)), _product_backward)
 
 
-def _linear(x: jax.Array, layer: Layers, name: str) -> jax.Array:
+def _linear(x: jax.Array, layer: Layers, name: str, place: Place) -> jax.Array:
     """One of MATRICES applied to x, with its low-rank change."""
     axes = MATRICES[name]
-    y = product(x, getattr(layer, name)[...].astype(x.dtype), axes)
+    y = product(x, place(getattr(layer, name)[...].astype(x.dtype), LAYER_AXES[name].removeprefix("L ")), axes)
     a, b = getattr(layer, f"{name}_a"), getattr(layer, f"{name}_b")
     if a is None:
         return y
@@ -235,9 +247,10 @@ def merged_matrices(model: Llama) -> dict[str, jax.Array]:
     return found
 
 
-def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any):
-    h = rms_norm(x, layer.attention_norm[...], arch.norm_epsilon)
-    qkv = _linear(h, layer, "qkv")
+def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any, place: Place):
+    x = checkpoint_name(x, RESIDUAL_NAME)
+    h = place(rms_norm(x, layer.attention_norm[...], arch.norm_epsilon), "B t D", "B T D")
+    qkv = checkpoint_name(place(_linear(h, layer, "qkv", place), "B t K y H"), QKV_NAME)
     if layer.qkv_bias is not None:
         qkv = qkv + layer.qkv_bias[...].astype(x.dtype)
     # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
@@ -248,16 +261,16 @@ def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Ar
     turned = rotate(turning, cos[..., None, None, :], sin[..., None, None, :])
     q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
     o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
-    x = x + _linear(o, layer, "out")
-    h = rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon)
-    gate_up = _linear(h, layer, "gate_up")
+    x = checkpoint_name(x + place(_linear(o, layer, "out", place), "B T D", "B t D"), MIDDLE_NAME)
+    h = place(rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon), "B t D", "B T D")
+    gate_up = place(_linear(h, layer, "gate_up", place), "B t x F")
     gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)
     hidden = (jax.nn.silu(gate) * up)[..., 0, :]
-    return x + _linear(hidden, layer, "down"), cache
+    return x + place(_linear(place(hidden, "B t F"), layer, "down", place), "B T D", "B t D"), cache
 
 
 def trunk(model: Llama, arch: Arch, ids: jax.Array, position: jax.Array, attend: Attend, caches: Any = None, *,
-          dtype: Any = jnp.float32, remat: str = "none") -> tuple[jax.Array, Any]:
+          dtype: Any = jnp.float32, remat: str = "none", place: Place = mesh_lib.anywhere) -> tuple[jax.Array, Any]:
     """Embeds `ids` and runs all layers and the final norm.
 
     Args:
@@ -266,17 +279,18 @@ def trunk(model: Llama, arch: Arch, ids: jax.Array, position: jax.Array, attend:
       attend: see Attend.
       caches: a pytree with a leading axis L, or a tuple with one entry a layer when the layers are a tuple.
       dtype: of the activations and of the matrix products.
-      remat: one of REMAT; what the backward pass computes again instead of keeping.
+      remat: one of REMAT; what the backward pass keeps instead of computing it again.
+      place: where parameters and, of ids [B T], activations are wanted (see mesh.ACTIVATION_RULES).
 
     Returns:
       (hidden [.. D], the caches that `attend` returned, in the form they came in).
     """
-    x = model.embed[...].astype(dtype)[ids]
+    x = place(place(model.embed[...].astype(dtype), TOP_AXES["embed"])[ids], "B T D")
     cos, sin = rotary(position, arch)
 
     def body(x: jax.Array, layer_and_cache: tuple[Layers, Any]) -> tuple[jax.Array, Any]:
         layer, cache = layer_and_cache
-        return _layer(layer, x, cos, sin, arch, attend, cache)
+        return _layer(layer, x, cos, sin, arch, attend, cache, place)
 
     body = REMAT[remat](body)
     if isinstance(model.layers, tuple):

@@ -7,7 +7,9 @@ parameters and the batch, and nothing in the model names a mesh axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -24,6 +26,14 @@ LEARNER_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 ENGINE_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor",
 }
+# What the learner computes with. Between layers tokens T are cut over tensor, too, because the backward pass keeps what is
+# there (sequence parallelism, arXiv 2205.05198, §4.2.2); inside a layer they are whole, written t. A layer's parameters are
+# gathered from the fsdp axis to be used.
+ACTIVATION_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "B": ("slice", "fsdp"), "T": "tensor", "K": "tensor", "F": "tensor", "V": "tensor",
+}
+# (array, the letters of its axes, those of its gradient if other) → the array, where the mesh wants it
+Place = Callable[..., jax.Array]
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -61,3 +71,33 @@ def spec(letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> Par
 def sharding(mesh: Mesh, letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> NamedSharding:
     """As `spec`, on a mesh."""
     return NamedSharding(mesh, spec(letters, rules))
+
+
+def anywhere(x: jax.Array, letters: str, gradient: str = "") -> jax.Array:
+    """The Place that leaves it to the compiler."""
+    del letters, gradient
+    return x
+
+
+def placer(mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> Place:
+    """The Place of a mesh; axes whose size does not divide are left whole."""
+    if mesh.size == 1:
+        return anywhere
+
+    def constrained(x: jax.Array, letters: str) -> jax.Array:
+        axes = [cut if cut and size % extent(mesh, cut) == 0 else None
+                for cut, size in zip(spec(letters, rules), x.shape, strict=True)]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+    def place(x: jax.Array, letters: str, gradient: str = "") -> jax.Array:
+        return constrained(x, letters)
+
+    place.defvjp(lambda x, letters, gradient: (constrained(x, letters), None),
+                 lambda letters, gradient, _, dx: (constrained(dx, gradient or letters),))
+    return place
+
+
+def extent(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    """Into how many parts these mesh axes cut."""
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from swerl_jax.policy import splash
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape, attend_rows
-from swerl_jax.policy.llama import Llama, trunk
+from swerl_jax.policy.llama import TOP_AXES, Llama, trunk
+from swerl_jax.policy.mesh import Place, anywhere
+
+# (branch_start, is_valid, shape) of a batch → (q, k, v) of a layer → o: the mask rule of attention.attend_rows
+RowAttention = Callable[[jax.Array, jax.Array, RowShape], Callable[[jax.Array, jax.Array, jax.Array], jax.Array]]
+
+
+def plain(branch_start: jax.Array, is_valid: jax.Array, shape: RowShape) -> Callable[..., jax.Array]:
+    """The RowAttention that runs everywhere."""
+    return partial(attend_rows, branch_start=branch_start, is_valid=is_valid, shape=shape)
+
+
+def row_attention(kind: str, mesh: Mesh) -> RowAttention:
+    """What attends on a mesh.
+
+    Args:
+      kind: "plain"; "splash", the TPU's kernel, interpreted (slowly) elsewhere; "auto": the one that suits the devices.
+    """
+    is_tpu = mesh.devices.flat[0].platform == "tpu"
+    if kind == "plain" or (kind == "auto" and not is_tpu):
+        return plain
+
+    def attention(branch_start: jax.Array, is_valid: jax.Array, shape: RowShape) -> Callable[..., jax.Array]:
+        visits = splash.plan(branch_start, is_valid, shape)
+        return partial(splash.attend_rows, visits=visits, mesh=mesh, is_interpreted=not is_tpu)
+
+    return attention
 
 
 def row_logp(model: Llama, arch: Arch, rows: Any, *, temperature: float, vocabulary_chunk: int, dtype: Any, remat: str,
-             ) -> tuple[jax.Array, jax.Array]:
+             attention: RowAttention = plain, place: Place = anywhere) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every target, and the entropy of the distribution it was drawn from.
 
     Args:
       rows: a learn.batch.Batch or anything with its `ids`, `position`, `is_valid`, `branch_start`, `target`, `shape`.
       temperature: the logits are divided by it.
       vocabulary_chunk: branch tokens of each row whose logits [B, chunk, V] exist at one time.
-      dtype, remat: see llama.trunk.
+      dtype, remat, place: see llama.trunk. attention: see row_attention.
 
     Returns:
       (logp, entropy), float32 [B T−S]; entropy in nats, without gradient. Padding gives numbers of no meaning.
     """
     shape: RowShape = rows.shape
+    attend_layer = attention(rows.branch_start, rows.is_valid, shape)
 
     def attend(q, k, v, cache):
-        return attend_rows(q, k, v, rows.branch_start, rows.is_valid, shape), cache
+        return attend_layer(q, k, v), cache
 
-    hidden, _ = trunk(model, arch, rows.ids, rows.position, attend, dtype=dtype, remat=remat)
-    return target_logp(hidden[:, shape.S:], model.unembed, rows.target, temperature, vocabulary_chunk)
+    hidden, _ = trunk(model, arch, rows.ids, rows.position, attend, dtype=dtype, remat=remat, place=place)
+    unembed = place(model.unembed.astype(dtype), TOP_AXES["head"])
+    return target_logp(place(hidden, "B t D", "B T D")[:, shape.S:], unembed, rows.target, temperature, vocabulary_chunk)
 
 
 def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float, chunk: int,

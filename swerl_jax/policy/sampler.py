@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.attention import Segment, attend, causal
+from swerl_jax.policy.attention import Segment, attend, attend_part, attend_prefix, causal, merge
 from swerl_jax.policy.llama import Llama, trunk
+from swerl_jax.policy.mesh import Place, anywhere
 
 NO_ID = -1
 COLUMN_AXIS = (4, 3)  # of a branch's keys [P R K H C] and values [P R K C H]
@@ -104,22 +105,33 @@ def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden, model.unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.Array, dtype: Any) -> Caches:
-    """Writes the keys and values of a prefix into a slot.
+def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.Array, is_new: jax.Array, dtype: Any,
+            attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None, place: Place = anywhere) -> Caches:
+    """Writes the keys and values of prefixes into one slot of each data shard; the P slots are dealt over n of them.
 
     Args:
-      slot: int32 scalar, which of the P slots.
-      ids: int32 [S'], the prefix padded at its end to a bucket of at most S; padding is never visible to anyone.
+      slot: int32 scalar, which slot of every shard.
+      ids: int32 [n S'], the prefixes padded at their end to a bucket of at most S; padding is never visible to anyone.
+      is_new: bool [n], False where the slot stays as it is.
+      attention: q, k, v of whole rows → o, causal; None: plain operations. place: see llama.trunk.
     """
     def write(q, k, v, cache):
-        k, v = jnp.einsum("ptkh->pkht", k), jnp.einsum("ptkh->pkth", v)
-        o = attend(q[:, None], [Segment(k, v, causal(ids.shape[0]))])[:, 0]
-        return o, tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (slot, 0, 0, 0))
-                        for old, new in zip(cache, (k, v)))
+        columns = jnp.einsum("btkh->bkht", k), jnp.einsum("btkh->bkth", v)
+        o = attend_prefix(q, *columns) if attention is None else attention(q, k, v)
+        return o, tuple(_put(old, new.astype(old.dtype), slot, is_new) for old, new in zip(cache, columns))
 
-    position = jnp.arange(ids.shape[0], dtype=jnp.int32)[None]
-    _, prefix = trunk(model, arch, ids[None], position, write, caches.prefix, dtype=dtype)
+    position = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    _, prefix = trunk(model, arch, place(ids, "B t"), position, write, caches.prefix, dtype=dtype, place=place)
     return dataclasses.replace(caches, prefix=prefix)
+
+
+def _put(old: jax.Array, new: jax.Array, slot: jax.Array, is_new: jax.Array) -> jax.Array:
+    """old [P ..] with new [n ..] in one slot of each of n equal parts of P, where it is new."""
+    parts = old.reshape(new.shape[0], -1, *old.shape[1:])
+    start = (0, slot, 0, 0, 0)
+    there = jax.lax.dynamic_slice(parts, start, (new.shape[0], 1, *new.shape[1:]))
+    new = jnp.where(is_new.reshape(-1, 1, 1, 1, 1), new[:, None], there)
+    return jax.lax.dynamic_update_slice(parts, new, start).reshape(old.shape)
 
 
 def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.Array, prefix_length: jax.Array,
@@ -149,39 +161,37 @@ def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.
 
 
 def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: tuple[int, ...], ticks: int,
-           columns: int, dtype: Any) -> tuple[Caches, dict[str, jax.Array]]:
+           columns: int, dtype: Any, kernel: Callable | None = None) -> tuple[Caches, dict[str, jax.Array]]:
     """Draws up to `ticks` ids for every branch with a budget.
 
     Args:
       stop_ids: ids that end a turn.
       columns: how many columns of the branch caches to read: no drawing branch may be longer than this now.
+      kernel: decode_kernel.attend_cached on this mesh, for stacked layers; None: plain operations.
 
     Returns:
       (caches, drawn): drawn["ids"] int32 and drawn["logp"] float32 [ticks P R], ids NO_ID where nothing was drawn;
       drawn["is_stopped"] bool [P R], True where the last id drawn is a stop id.
     """
     P, R = slots.length.shape
-    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    entries, look = _plain_look(caches, slots, columns) if kernel is None else _kernel_look(caches, slots, columns, kernel)
     staging = _on_each(caches.branch, lambda x, axis: jnp.zeros_like(x, shape=_resized(x.shape, axis, ticks)))
     out = {"ids": jnp.full((ticks, P, R), NO_ID, jnp.int32), "logp": jnp.zeros((ticks, P, R), jnp.float32)}
-    sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
-    sees_past = _before(columns, slots.length[:, :, None, None])
 
     def tick(carry):
         t, slots, is_stopped, staging, out = carry
         sees_staged = _before(ticks, t + 1)
 
         def step(q, k, v, cache):
-            prefix, past, staged = cache
+            *cached, staged = cache
             new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
             staged = tuple(jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), t, axis)
                            for old, one, axis in zip(staged, new, COLUMN_AXIS))
-            segments = [Segment(*prefix, sees_prefix), Segment(*past, sees_past), Segment(*staged, sees_staged)]
-            return attend(q, segments if columns else segments[::2]), staged
+            return look(q, cached, Segment(*staged, sees_staged)), staged
 
         position = (slots.prefix_length[:, None] + slots.length + t)[..., None]
         hidden, staging = trunk(model, arch, slots.next_id[..., None], position, step,
-                                _joined(caches.prefix, past, staging), dtype=dtype)
+                                _joined(*entries, staging), dtype=dtype)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(slots.key, impl="threefry2x32"), slots.drawn)
         ids, logp = jax.vmap(jax.vmap(draw))(_logits(model, hidden[:, :, 0]), keys, slots.temperature)
         is_drawing = slots.budget > 0
@@ -198,6 +208,33 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
         lambda carry: (carry[0] < ticks) & jnp.any(carry[1].budget > 0), tick, start)
     branch = _on_each(caches.branch, lambda old, axis, new: _merge(old, new, slots.length, axis), staging)
     return dataclasses.replace(caches, branch=branch), {**out, "is_stopped": is_stopped}
+
+
+# A look: (q [P R 1 K G H], a layer's part of the entries, the staged Segment) → o [P R 1 K G H].
+Look = Callable[[jax.Array, Any, Segment], jax.Array]
+
+
+def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, ...], Look]:
+    """(what the loop over layers goes through, how a layer's queries look at it and at what is staged)."""
+    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
+    sees_past = _before(columns, slots.length[:, :, None, None])
+
+    def look(q, cached, staged):
+        segments = [Segment(*layer, sees) for layer, sees in zip(cached, (sees_prefix, sees_past))]
+        return attend(q, [*(segments if columns else segments[:1]), staged])
+
+    return (caches.prefix, past), look
+
+
+def _kernel_look(caches: Caches, slots: Slots, columns: int, kernel: Callable) -> tuple[tuple[Any, ...], Look]:
+    """As `_plain_look`; the loop goes through the layers' numbers and the kernel fetches their parts of the caches."""
+    def look(q, cached, staged):
+        length = jnp.minimum(slots.length, columns)  # those that do not draw may be longer
+        parts = kernel(q, cached[0], caches.prefix, caches.branch, slots.prefix_length, length, columns=columns)
+        return merge([*parts, attend_part(q, [staged])])
+
+    return (jnp.arange(caches.branch[0].shape[0], dtype=jnp.int32),), look
 
 
 def _before(count: int, limit: jax.Array) -> jax.Array:

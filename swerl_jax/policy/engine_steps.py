@@ -1,0 +1,212 @@
+"""What an engine runs on its devices, with where everything lives: one jitted function a step, and its caches.
+
+The engine calls these functions; the planner lowers the same ones on shapes, for devices that are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
+
+from swerl_jax.policy import decode_kernel, sampler, splash
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.attention import RowShape
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
+
+PREFIX_AXES = ("P K H S", "P K S H")
+BRANCH_AXES = ("P R K H C", "P R K C H")
+# Weight → the order of its axes in a TPU's memory, slowest first: as decoding multiplies by them. As they come, every tick
+# would turn every one of them first.
+WEIGHT_LAYOUTS = {"qkv": (0, 2, 3, 1, 4), "gate_up": (0, 2, 1, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """Shapes and sampling of an engine.
+
+    Attributes:
+      groups, samples: P slots of R lanes that decode together.
+      prefix_buckets: sizes S that a padded prefix may take, ascending.
+      branch_buckets: sizes C that a branch's cache may take, ascending.
+      ticks: tokens a chunk; the host looks between chunks only.
+      extend_tokens: ids fed in one call when a branch is given ids it did not draw.
+      stop_ids: ids that end a turn.
+      temperature: of the distribution that is sampled and whose log-probabilities are reported; 0 is greedy.
+      seed, purpose: of the random numbers.
+      dtype: of weights, caches and matrix products.
+      is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
+      attention: of decoding: "plain"; "kernel", the TPU's, for layers that are not unrolled; "auto": by the devices.
+
+    Raises ValueError for a kernel with unrolled layers.
+    """
+
+    groups: int
+    samples: int
+    prefix_buckets: tuple[int, ...]
+    branch_buckets: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    ticks: int = 32
+    extend_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    purpose: str = "train"
+    dtype: Any = jnp.float32
+    is_unrolled: bool = True
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.attention == "kernel" and self.is_unrolled:
+            raise ValueError("engine.attention is kernel and the layers are unrolled: the kernel reads the caches of all layers "
+                             "from one array; set engine.unroll_layers=false")
+
+    @property
+    def spare_columns(self) -> int:
+        """Columns of a branch's cache beyond its bucket: a chunk, or what is fed in one call, may reach past its end."""
+        return max(self.ticks, self.extend_tokens)
+
+
+class EngineSteps:
+    """The jitted functions of an engine.
+
+    Attributes:
+      prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
+        is compiled once a shape.
+    """
+
+    def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh):
+        self.arch, self.settings, self.mesh = arch, settings, mesh
+        common = {"arch": arch, "dtype": settings.dtype}
+        caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
+        if settings.is_unrolled:
+            caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
+        self._is_tpu = is_tpu = mesh.devices.flat[0].platform == "tpu"
+        has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
+        kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
+        place = mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES)
+        prefill = partial(sampler.prefill, attention=self._causal if has_kernel else None, place=place, **common)
+        self._loads: dict[Any, Any] = {}
+        self.prefill = jax.jit(prefill, donate_argnames="caches", out_shardings=caches)
+        self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
+        decode = partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, kernel=kernel, **common)
+        self.decode = jax.jit(decode, donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
+
+    @property
+    def compilations(self) -> int:
+        """How many times prefill, extend and decode were compiled."""
+        return sum(function._cache_size() for function in (self.prefill, self.extend, self.decode))
+
+    def caches(self, S: int, C: int) -> sampler.Caches:
+        """The shapes and shardings of the caches for prefixes of S and branches of C tokens."""
+        arch, settings = self.arch, self.settings
+        sizes = {"P": settings.groups, "R": settings.samples, "K": arch.K, "H": arch.H, "S": S,
+                 "C": C + settings.spare_columns, "L": arch.L}
+
+        def shape(axes: str) -> jax.ShapeDtypeStruct:
+            letters = axes if settings.is_unrolled else "L " + axes
+            return jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in letters.split()), settings.dtype,
+                                        sharding=self._cache_sharding(axes))
+
+        def cache(pair: tuple[str, str]) -> Any:
+            if settings.is_unrolled:
+                return tuple(tuple(map(shape, pair)) for _ in range(arch.L))
+            return tuple(map(shape, pair))
+
+        return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
+
+    def live_columns(self, length: int, C: int) -> int:
+        """A power of two of chunks that covers `length`, so that short branches are not charged for long ones."""
+        columns = 0 if length == 0 else self.settings.ticks
+        while columns < length:
+            columns *= 2
+        return min(columns, C + self.settings.spare_columns)
+
+    def load(self, model: Llama) -> Llama:
+        """The learner's model → the engine's (see `convert`)."""
+        return self._load(model)(model)
+
+    def convert(self, model: Llama) -> Llama:
+        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so.
+
+        Stacked layers go one by one, so that only one of them is on its way between the chips at a time.
+        """
+        def place(path: Any, x: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), self._weight_sharding(path, x.ndim))
+
+        placed = partial(jax.tree_util.tree_map_with_path, place)
+        model = jax.tree.map(lambda x: x, model)
+        layers, model.layers = model.layers, None
+        model = placed(model)
+        if self.settings.is_unrolled:
+            model.layers = nnx.data(tuple(placed(jax.tree.map(lambda x: x[i], layers)) for i in range(self.arch.L)))
+        else:
+            model.layers = nnx.data(jax.lax.map(placed, layers))
+        return model
+
+    def weights(self, model: Llama) -> Llama:
+        """The shapes, shardings and, on a TPU, layouts of what `convert` makes of a model of such shapes."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.ndim)),
+            jax.eval_shape(self.convert, model))
+
+    def _load(self, model: Llama) -> Any:
+        """`convert`, jitted for a model of this structure."""
+        key = jax.tree.structure(model)
+        if key not in self._loads:
+            formats = jax.tree.map(lambda x: x.format if self._is_tpu else x.sharding, self.weights(model))
+            self._loads[key] = jax.jit(self.convert, out_shardings=formats)
+        return self._loads[key]
+
+    def trace(self, model: Llama, S: int, C: int, columns: int) -> dict[str, Any]:
+        """{"reshard", "prefill", "decode"}: what `load`, `prefill` and `decode` run, traced on shapes (see Learner.trace).
+
+        Args:
+          model: shapes and shardings of the learner's parameters.
+          S, C: sizes of the caches; prefixes as long are filled, one in every data shard. columns: of the branch caches that
+          decoding reads.
+        """
+        settings, weights, caches, n = self.settings, self.weights(model), self.caches(S, C), self.data_shards
+        P, R = settings.groups, settings.samples
+        prefix_length, (length, next_id, budget, drawn) = _ints(P), (_ints(P, R) for _ in range(4))
+        slots = sampler.Slots(prefix_length, length, next_id, budget, drawn, jax.ShapeDtypeStruct((P, R, 2), jnp.uint32),
+                              jax.ShapeDtypeStruct((P, R), jnp.float32))
+        is_new = jax.ShapeDtypeStruct((n,), bool)
+        return {"reshard": self._load(model).trace(model),
+                "prefill": self.prefill.trace(model=weights, caches=caches, slot=_ints(), ids=_ints(n, S), is_new=is_new),
+                "decode": self.decode.trace(model=weights, caches=caches, slots=slots, columns=columns)}
+
+    @property
+    def data_shards(self) -> int:
+        """How many parts the slots are dealt over."""
+        return self.mesh.shape["slice"] * self.mesh.shape["fsdp"]
+
+    def _causal(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The TPU's kernel on rows that are all prefix."""
+        n, S = q.shape[:2]
+        visits = splash.plan(jnp.zeros((n, 0), jnp.int32), jnp.ones((n, S), bool), RowShape(S, splash.LANES, 0))
+        return splash.attend_rows(q, k, v, visits, mesh=self.mesh, is_interpreted=not self._is_tpu)
+
+    def _weight_format(self, path: Any, ndim: int) -> NamedSharding | Format:
+        order = WEIGHT_LAYOUTS.get(parameter_name(path))
+        sharding = self._weight_sharding(path, ndim)
+        return Format(Layout(order), sharding) if self._is_tpu and order and ndim == len(order) else sharding
+
+    def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
+        axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+        axes = axes if ndim == len(axes.split()) else axes.removeprefix("L ")
+        return mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
+
+    def _cache_sharding(self, axes: str) -> NamedSharding:
+        letters = axes if self.settings.is_unrolled else "L " + axes
+        return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

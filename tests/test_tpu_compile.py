@@ -1,0 +1,72 @@
+"""The TPU's kernels through the TPU's own compiler, for chips that are not here."""
+
+import importlib.util
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from swerl_jax.policy import decode_kernel
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.attention import RowShape
+from swerl_jax.policy.rows import row_attention
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is missing: pip install -e .[tpu]")]
+CHIPS = ("v5p:2x2x1", "v6e:2x2", "v5e:2x2")
+HBM_BYTES = 16e9  # of the smallest of them
+
+
+def _mesh(name, monkeypatch, sizes):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    if "ALLOW_MULTIPLE_LIBTPU_LOAD" not in os.environ:
+        monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return mesh_lib.make_mesh(sizes, topologies.get_topology_desc(name, "tpu").devices)
+
+
+@pytest.mark.parametrize(("name", "H", "S", "T"), [
+    *((name, H, 4096, 16_384) for name in CHIPS for H in (64, 128)), ("v5p:2x2x1", 128, 12_288, 65_536)])
+def test_attention_over_rows_forward_and_backward(name, H, S, T, monkeypatch):
+    """A row on each chip, answers of up to 4,096 tokens, two of its key heads with eight queries each."""
+    mesh = _mesh(name, monkeypatch, {"fsdp": 2, "tensor": 2})
+    B, K, G = 2, 4, 8
+    rows = mesh_lib.sharding(mesh, "B T K", mesh_lib.LEARNER_RULES)
+    q, k = (jax.ShapeDtypeStruct((B, S + T, K, *rest), jnp.bfloat16, sharding=rows) for rest in ((G, H), (H,)))
+    per_token = mesh_lib.sharding(mesh, "B T", mesh_lib.LEARNER_RULES)
+    starts, is_valid = (jax.ShapeDtypeStruct((B, n), dtype, sharding=per_token) for n, dtype in ((T, int), (S + T, bool)))
+
+    def run(q, k, v, weight, starts, is_valid):
+        attend = row_attention("auto", mesh)(starts, is_valid, RowShape(S, 128, 4096 - 128))
+        o, pull = jax.vjp(attend, q, k, v)
+        return o, pull(weight)
+
+    compiled = jax.jit(run).lower(q, k, k, q, starts, is_valid).compile()
+    text = compiled.as_text()
+    for kernel in ("fwd_segmented_residuals", "dq_segmented", "dkv_segmented"):
+        assert f"splash_mha_{kernel}" in text
+    used = compiled.memory_analysis()
+    assert used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes < HBM_BYTES / 4
+
+
+@pytest.mark.parametrize("H", [64, 128])
+@pytest.mark.parametrize("name", CHIPS)
+def test_attention_to_caches(name, H, monkeypatch):
+    """Two slots of 16 branches, a bucket and what is spare; the caches are arguments and are not copied."""
+    mesh = _mesh(name, monkeypatch, {"fsdp": 1, "tensor": 4})
+    P, R, K, G, L, S, C = 2, 16, 8, 8, 16, 4096, 1024 + 64
+    sizes = {"P": P, "R": R, "T": 1, "K": K, "G": G, "H": H, "L": L, "S": S, "C": C}
+
+    def shaped(axes, dtype=jnp.bfloat16):
+        sharding = mesh_lib.sharding(mesh, axes, mesh_lib.ENGINE_RULES)
+        return jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in axes.split()), dtype, sharding=sharding)
+
+    caches = [[shaped(axes) for axes in pair] for pair in (("L P K H S", "L P K S H"), ("L P R K H C", "L P R K C H"))]
+    run = partial(decode_kernel.attend_cached, columns=C, mesh=mesh, is_interpreted=False)
+    arguments = shaped("P R T K G H"), shaped("", jnp.int32), *map(tuple, caches), shaped("P", jnp.int32), shaped("P R", jnp.int32)
+    compiled = jax.jit(run).lower(*arguments).compile()
+    assert compiled.as_text().count("decode_attention") >= 2
+    one_layer = 2 * 2 * P * R * K * C * H // 4 // L
+    assert compiled.memory_analysis().temp_size_in_bytes < one_layer
