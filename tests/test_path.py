@@ -10,7 +10,8 @@ import small
 
 from swerl_jax import assemble, config as config_lib
 from swerl_jax.env.tokenizer import load_tokenizer
-from swerl_jax.learn.checkpoint import Checkpoints, find_fault
+from swerl_jax.learn.checkpoint import Checkpoints
+from swerl_jax.learn.manifest import find_fault
 from swerl_jax.learn.metrics import METRICS, read_metrics
 from swerl_jax.models import shipped
 
