@@ -23,7 +23,7 @@ from swerl_jax.data.atomic_file import write_atomically
 from swerl_jax.models import shipped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; runs/NAME by default.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4x4x8, v6e:16x16, v5e:8x16:x2) with the TPU's "
@@ -65,6 +65,9 @@ def main(argv: list[str]) -> None:
     with _readable_errors():
         config_lib.check(config)
         config = _with_shards(config)
+    if "://" in (WORKDIR.value or ""):
+        _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
+              "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
     directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
     if DRY_RUN.value:
         with _readable_errors():

@@ -24,6 +24,17 @@ def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: 
     Raises:
       ValueError: as run_directory.prepare; or the processes differ in settings or devices, or do not share the directory.
     """
+    if processes.count > 1:
+        _compare(config, processes)
+    processes.first("preparing the run's directory", lambda: run_directory.prepare(config, directory, is_resumed=is_resumed))
+    path = directory / run_directory.CONFIG_NAME
+    is_seen = processes.exchange("looking for the run's directory", path.exists)
+    if not all(is_seen):
+        raise ValueError(f"{path}, written by process 0, is not seen by processes {[i for i, s in enumerate(is_seen) if not s]}; "
+                         "--workdir must be on a file system that all hosts share")
+
+
+def _compare(config: ml_collections.ConfigDict, processes: Processes) -> None:
     settings = processes.exchange("comparing settings", lambda: run_directory.settings(config))
     other = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
     if other:
@@ -31,9 +42,3 @@ def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: 
     devices = processes.exchange("counting devices", jax.local_device_count)
     if len(set(devices)) > 1:
         raise ValueError(f"the processes have {devices} devices; all need equally many")
-    processes.first("preparing the run's directory", lambda: run_directory.prepare(config, directory, is_resumed=is_resumed))
-    path = directory / run_directory.CONFIG_NAME
-    is_seen = processes.exchange("looking for the run's directory", path.exists)
-    if not all(is_seen):
-        raise ValueError(f"{path}, written by process 0, is not seen by processes {[i for i, s in enumerate(is_seen) if not s]}; "
-                         "--workdir must be on a file system that all hosts share")

@@ -32,8 +32,9 @@ class LocalEngine(Engine):
         shape = -1, *mesh.devices.shape
         self._all = Mesh(devices.reshape(shape), ("process", *mesh.axis_names), axis_types=(AxisType.Auto,) * len(shape))
         self._spread = jax.jit(self._to_every_process)
-        convert = self._steps.load
-        self._steps.load = lambda model: convert(self._own(model)) if settings.is_unrolled else self._own(model)
+        # What comes from the spread is this engine's alone, so stacked weights, which keep their shapes, may stay in place.
+        convert = jax.jit(self._steps.convert, donate_argnums=() if settings.is_unrolled else 0)
+        self._steps.load = lambda model: convert(self._own(model))
 
     def _to_every_process(self, model: Llama) -> Llama:
         """Cast and cut as an engine keeps it, once on every process; layer by layer, so that no more than one is in flight."""
