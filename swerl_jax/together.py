@@ -30,8 +30,9 @@ def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: 
     path = directory / run_directory.CONFIG_NAME
     is_seen = processes.exchange("looking for the run's directory", path.exists)
     if not all(is_seen):
-        raise ValueError(f"{path}, written by process 0, is not seen by processes {[i for i, s in enumerate(is_seen) if not s]}; "
-                         "--workdir must be on a file system that all hosts share")
+        blind = [index for index, sees in enumerate(is_seen) if not sees]
+        raise ValueError(f"{path}, written by process 0, is not seen by processes {blind}; --workdir must be on a file system "
+                         "that all hosts share")
 
 
 def _compare(config: ml_collections.ConfigDict, processes: Processes) -> None:

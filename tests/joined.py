@@ -50,6 +50,6 @@ def run(file, part, directory, count, devices):
 def main(names):
     """The other side of `start`: calls part(directory, processes)."""
     part, directory, address, rank, count = sys.argv[1:]
-    settings = processes.JoinSettings(address if int(count) > 1 else processes.NONE, int(count), int(rank), HEARTBEAT_S, 60.0)
+    settings = processes.JoinSettings(address, int(count), int(rank), HEARTBEAT_S, 60.0)
     names[part](pathlib.Path(directory), processes.join(settings))
     assert jax.process_count() == int(count)

@@ -110,7 +110,8 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()),
             # In the background, a directory that cannot be made would be waited for for minutes.
             async_options=ocp.AsyncOptions(
-                create_directories_asynchronously=False, timeout_secs=int(processes.deadline_s) or ocp.AsyncOptions.timeout_secs),
+                create_directories_asynchronously=False,
+                timeout_secs=int(processes.deadline_s) or ocp.AsyncOptions.timeout_secs),
         )
         self._finisher = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
@@ -261,7 +262,8 @@ class Checkpoints:
     def _fault(self, step: int) -> str | None:
         """As manifest.find_fault; the processes share the reading."""
         here = self._processes
-        found = here.exchange(f"verifying checkpoint {step}", lambda: manifest.find_fault(self._path(step), here.index, here.count))
+        found = here.exchange(f"verifying checkpoint {step}",
+                              lambda: manifest.find_fault(self._path(step), here.index, here.count))
         return next((fault for fault in found if fault is not None), None)
 
     def _finish(self, step: int, name: str) -> None:

@@ -115,7 +115,8 @@ class Processes:
         try:
             _client().wait_at_barrier(f"swerl_jax/{name}", int(1000 * self.deadline_s))
         except jax.errors.JaxRuntimeError as error:
-            raise ProcessError(f"not all {self.count} processes came to '{name}' within {self.deadline_s:g} s: {error}") from error
+            raise ProcessError(f"not all {self.count} processes came to '{name}' within {self.deadline_s:g} s: {error}"
+                               ) from error
 
     def announce_stop(self) -> None:
         """Tells all processes that one is to stop."""
@@ -156,8 +157,8 @@ class Processes:
             raise ProcessError(reports[0].fault)
         elsewhere = {i: one.name for i, one in enumerate(reports) if one.name != report.name}
         if elsewhere:
-            raise ProcessError(f"process {self.index} is at '{report.name}' and others elsewhere: {elsewhere}; all need the same "
-                               "code and settings")
+            raise ProcessError(f"process {self.index} is at '{report.name}' and others elsewhere: {elsewhere}; all need the "
+                               "same code and settings")
         return reports
 
     def _raise_faults(self, reports: list[_Report], own: Exception | None) -> None:
