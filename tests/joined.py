@@ -42,7 +42,7 @@ def start_all(file, part, directory, count, devices):
 def run(file, part, directory, count, devices):
     """Runs them to their end; none may fail. Returns what each printed."""
     started = start_all(file, part, directory, count, devices)
-    outputs = [process.communicate(timeout=240)[0] for process in started]
+    outputs = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
     return outputs
 

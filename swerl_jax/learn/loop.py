@@ -70,7 +70,7 @@ class StopSignal:
         if not self._is_set.is_set() and time.monotonic() - self._looked_s > _LOOK_S:
             self._looked_s = time.monotonic()
             if self._processes.is_stop_announced():
-                self._begin("another process was told to stop")
+                self.follow()
         if self._is_set.is_set():
             raise StopRequested
 
@@ -85,6 +85,11 @@ class StopSignal:
             return
         self._processes.announce_stop()
         self._begin(signal.Signals(number).name)
+
+    def follow(self) -> None:
+        """Another process stops: this one does, too, within the same time."""
+        if not self._is_set.is_set():
+            self._begin("another process was told to stop")
 
     def _begin(self, reason: str) -> None:
         self._is_set.set()
@@ -187,6 +192,7 @@ class Loop:
                 if step % self.settings.checkpoint_every == 0 or step == self.total:
                     self._save(state, step)
         except StopRequested:
+            self._stop.follow()
             self._save(state, step)
             raise
         finally:
