@@ -96,7 +96,8 @@ def losses(learner, state, processes, first, last, each=lambda step, state: None
 
 def sampled(params, mesh, devices):
     """Ids and log-probabilities of one group's answers, from an engine on this process's devices."""
-    settings = EngineSettings(groups=2, samples=2, prefix_buckets=(8,), branch_buckets=(LONGEST,), stop_ids=(), ticks=8)
+    settings = EngineSettings(groups=2, samples=2, prefix_buckets=(8,), branch_buckets=(LONGEST,), stop_ids=(), ticks=LONGEST,
+                              is_unrolled=False)
     here = [device for device in devices if device.process_index == jax.process_index()]
     own = make_mesh({"fsdp": -1, "tensor": min(2, len(here))}, here)
     engine = Engine(ARCH, settings, mesh) if len(here) == len(devices) else LocalEngine(ARCH, settings, own, np.array(devices))
