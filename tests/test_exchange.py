@@ -8,8 +8,9 @@ import joined
 import numpy as np
 import pytest
 
+from swerl_jax.learn import loop
 from swerl_jax.learn.deal import answer, parts
-from swerl_jax.learn.processes import ALONE, NONE, JoinSettings, ProcessError, StopRequested, join
+from swerl_jax.learn.processes import ALONE, NONE, JoinSettings, ProcessError, Processes, StopRequested, join
 
 
 def meets(directory, here):
@@ -126,6 +127,23 @@ def test_alone_nothing_is_exchanged():
     ALONE.barrier("here")
     ALONE.announce_stop()
     assert not ALONE.is_stop_announced()
+
+
+class Told(Processes):
+    """Another one of two was told to stop."""
+
+    def is_stop_announced(self):
+        return True
+
+
+def test_a_stop_announced_elsewhere_is_followed_in_the_same_time(monkeypatch, capsys):
+    monkeypatch.setattr(loop, "_LOOK_S", -1)
+    stop = loop.StopSignal(60, Told(0, 2, 1.0))
+    for _ in range(2):
+        with pytest.raises(StopRequested):
+            stop.poll()
+    assert capsys.readouterr().err == "\nanother process was told to stop: saving the last finished step, at most 60 s\n"
+    stop.saved()
 
 
 def test_alone_because_told_so():
