@@ -35,16 +35,16 @@ def get_config(variant: str = ""):
         raise ValueError(f"configs/tiny.py has no variant {variant!r}; there are {', '.join(filter(None, VARIANTS))}")
     config = config_lib.update(config_lib.default(), {
         "name": "tiny", "seed": 1, "init": "embedded:tiny", "tokenizer": "embedded:tiny", "phases": ("rl",),
-        "tasks.train_count": 4000, "tasks.held_out_count": 420, "tasks.max_function_bytes": 240,
+        "tasks.train_count": 4000, "tasks.held_out_count": 400, "tasks.max_function_bytes": 200,
         "tasks.is_cut": True, "tasks.operators": INFERABLE,
-        "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_above": 100,
-        "prompt.max_tokens": 160, "answer.max_tokens": 224,
+        "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_around": 100,
+        "prompt.max_tokens": 160, "answer.max_tokens": 240,
         "model.arch": "init", "model.dtype": "float32",
         "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48,
-        "rl.steps": 40, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 3e-4, "rl.warmup_steps": 5,
-        "rl.row_tokens": (768, 1024, 1280, 1536), "learner.block": 32,
+        "rl.steps": 40, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 5e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
+        "rl.row_tokens": (1024, 1280, 1536), "learner.block": 32,
         "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
-        "eval.every_steps": 20, "eval.examples": 400,
+        "eval.every_steps": 0, "eval.examples": 200, "eval.samples": 4, "eval.temperature": 1.0,
         "checkpoints.every_steps": 20, "checkpoints.keep": 2,
     })
     return config_lib.update(config, VARIANTS[variant])

@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
         "tasks.max_function_bytes": 240, "tasks.is_cut": True, "tasks.told_share": 0.25, "tasks.reworded_share": 0.5,
         "data.shuffle": False,
         "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}",
-        "sft.lines_above": 100, "prompt.max_tokens": 176, "answer.max_tokens": 256,
+        "sft.lines_around": 100, "prompt.max_tokens": 176, "answer.max_tokens": 256,
         "model.arch": "tiny", "model.dtype": "float32",
         "engine.groups": 8, "engine.prefix_buckets": (176,), "engine.ticks": 64, "rl.samples": 8,
         "sft.steps": 3000, "sft.examples": 32, "sft.rows": 8, "sft.prompt_weight": 0.02,

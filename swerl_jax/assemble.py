@@ -58,7 +58,7 @@ class Text:
     """Everything between examples and ids.
 
     Attributes:
-      tokenizer, chat: as configured. style: of prompts. thought, lines_above: of taught answers.
+      tokenizer, chat: as configured. style: of prompts. thought, lines_around: of taught answers.
       max_prompt_tokens, max_answer_tokens: budgets; examples above them are dropped, never cut.
     """
 
@@ -66,7 +66,7 @@ class Text:
     chat: Chat
     style: str
     thought: str
-    lines_above: int
+    lines_around: int
     max_prompt_tokens: int
     max_answer_tokens: int
 
@@ -76,7 +76,7 @@ class Text:
 
     def answer_ids(self, example: Example) -> np.ndarray:
         """int32 [T]: the oracle's answer with its stop id."""
-        return np.asarray(self.chat.answer(taught_answer(example, self.thought, self.lines_above)), np.int32)
+        return np.asarray(self.chat.answer(taught_answer(example, self.thought, self.lines_around)), np.int32)
 
     def refuses_prompt(self, example: Example) -> str | None:
         """Why an example cannot be asked, or None."""
@@ -141,7 +141,7 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
             tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-    return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought, config.sft.lines_above,
+    return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought, config.sft.lines_around,
                 config.prompt.max_tokens, config.answer.max_tokens)
 
 
@@ -150,7 +150,7 @@ def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int
         examples = open_examples(path)
         for i in range(0, len(examples), max(1, len(examples) // limit)):  # all over the file: it may be in an order
             yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
-            yield taught_answer(examples[i], config.sft.thought, config.sft.lines_above)
+            yield taught_answer(examples[i], config.sft.thought, config.sft.lines_around)
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:

@@ -30,7 +30,7 @@ PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4
                            "compiler, and exit; needs no TPU.")
 PLAN_JSON = flags.DEFINE_string("plan_json", None, "With --plan: also write the plan to this file.")
 
-MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_above",
+MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_around",
                   "tasks.")
 
 

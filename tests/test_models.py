@@ -18,12 +18,13 @@ EXAMPLES = 100
 
 
 def tiny_config():
-    """configs/tiny.py with few tasks, the first of those that the main job is judged by."""
+    """configs/tiny.py with few tasks, the first of those that the main job is judged by, answered greedily."""
     spec = importlib.util.spec_from_file_location("config_tiny", small.ROOT / "configs" / "tiny.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
     config.tasks.train_count, config.tasks.held_out_count, config.eval.examples = 1, EXAMPLES + 5, EXAMPLES
+    config.eval.samples, config.eval.temperature = 1, 0.0
     return config
 
 

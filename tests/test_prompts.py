@@ -99,16 +99,21 @@ def test_random_edits_reach_the_oracle_or_are_refused(before, after):
 
 
 @pytest.mark.parametrize("count, blocks", [
-    (1, [("4\n5", "4\nX"), ("8\n9", "8\nY"), ("98\n99", "98")]),
-    (3, [("2\n3\n4\n5\n6\n7\n8\n9", "2\n3\n4\nX\n6\n7\n8\nY"), ("96\n97\n98\n99", "96\n97\n98")]),
+    (1, [("4\n5\n6", "4\nX\n6"), ("8\n9\n10", "8\nY\n10"), ("98\n99\n100", "98\n100")]),
+    (2, [("3\n4\n5\n6\n7\n8\n9\n10\n11", "3\n4\nX\n6\n7\n8\nY\n10\n11"), ("97\n98\n99\n100\n101", "97\n98\n100\n101")]),
 ])
-def test_lines_above_a_change_come_along(count, blocks):
+def test_lines_around_a_change_come_along(count, blocks):
     lines = [str(i) for i in range(200)]
     after = [{"5": "X", "9": "Y"}.get(line, line) for line in lines if line != "99"]
     padded = ["\n".join(text).replace("7\n", "7" + "padding " * 20 + "\n") for text in (lines, after)]
     case = make_example({"m.py": padded[0]}, {"m.py": padded[1]})
     found = blocks_of(prompts.answer_text(case, "t", count))
     assert [tuple(side.replace("padding ", "") for side in block[1:]) for block in found] == blocks
+
+
+def test_lines_around_end_with_the_last_line():
+    case = make_example({"m.py": "a\nb\nc\n"}, {"m.py": "a\nX\nc\n"})
+    assert [block[1:] for block in blocks_of(prompts.answer_text(case, "t", 100))] == [("a\nb\nc", "a\nX\nc")]
 
 
 @given(data=st.data())

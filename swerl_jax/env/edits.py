@@ -23,14 +23,14 @@ _FINE_GROWTH = 6  # neighbouring lines tried one by one before the search grows 
 _Hunk = tuple[int, int, int, int]  # lines [a, b) before become lines [c, d) after
 
 
-def oracle_edits(example: Example, lines_above: int = 0) -> list[patch.Edit]:
+def oracle_edits(example: Example, lines_around: int = 0) -> list[patch.Edit]:
     """Returns edits that turn `example.files` into `example.oracle` exactly, applied in order.
 
     Each replaces one run of lines that occurs once when its turn comes; it is grown by whole neighbouring lines until
     it does, and changes closer together than the markup of a second block is long share one.
 
     Args:
-      lines_above: unchanged lines above a change that its edit takes along in any case.
+      lines_around: unchanged lines above a change, and below it, that its edit takes along in any case.
 
     Raises:
       ValueError: naming the example, if it changes nothing or its text cannot be written between the markers.
@@ -39,7 +39,7 @@ def oracle_edits(example: Example, lines_above: int = 0) -> list[patch.Edit]:
     for path, after in example.oracle.items():
         before = example.files.get(path, "")
         if before != after:
-            edits += _file_edits(example.id, path, before.split("\n"), after.split("\n"), lines_above)
+            edits += _file_edits(example.id, path, before.split("\n"), after.split("\n"), lines_around)
     if not edits:
         raise ValueError(f"example {example.id!r} has no change to write an answer for: the oracle equals the files")
     return edits
@@ -76,8 +76,8 @@ def _told(old: str, new: str) -> str:
     return f"`{old}` becomes `{new}`." if new else f"Remove `{old}`."
 
 
-def _file_edits(example_id: str, path: str, before: list[str], after: list[str], lines_above: int) -> list[patch.Edit]:
-    hunks = _with_lines_above(_hunks(before, after), lines_above)
+def _file_edits(example_id: str, path: str, before: list[str], after: list[str], lines_around: int) -> list[patch.Edit]:
+    hunks = _with_lines_around(_hunks(before, after), before, lines_around)
     for candidate in (_merge_close(hunks, before, path), hunks):  # apart, they may step round a line that is markup
         edits = [
             _unique_edit(path, after[:c] + before[a:], (c, c + b - a), after[c:d]) for a, b, c, d in candidate
@@ -104,17 +104,17 @@ def _hunks(before: Sequence[str], after: Sequence[str]) -> list[_Hunk]:
     ]
 
 
-def _with_lines_above(hunks: Sequence[_Hunk], count: int) -> list[_Hunk]:
-    """Moves the hunks' starts up; those that then touch are one."""
+def _with_lines_around(hunks: Sequence[_Hunk], before: Sequence[str], count: int) -> list[_Hunk]:
+    """Moves the hunks' starts up and their ends down, not to the piece behind a last line break; those that touch are one."""
+    length = len(before) - (before[-1:] == [""])
     widened: list[_Hunk] = []
     for a, b, c, d in hunks:
-        room = a - widened[-1][1] if widened else a
-        above = min(count, room)
-        if count and widened and above == room:
+        above, below = min(count, a), max(0, min(count, length - b))
+        if count and widened and widened[-1][1] >= a - above:
             start, _, new_start, _ = widened.pop()
-            widened.append((start, b, new_start, d))
+            widened.append((start, b + below, new_start, d + below))
         else:
-            widened.append((a - above, b, c - above, d))
+            widened.append((a - above, b + below, c - above, d + below))
     return widened
 
 

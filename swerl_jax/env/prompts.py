@@ -90,24 +90,24 @@ def messages(example: Example, style: str, order_seed: int | None = None) -> lis
     return STYLES[style](example, paths)
 
 
-def taught_answer(example: Example, thought: str, lines_above: int = 0) -> str:
+def taught_answer(example: Example, thought: str, lines_around: int = 0) -> str:
     """`answer_text` with a thought in which {paths} and {change} stand for the changed files and the change in words."""
     change = edits.change_text(example) if "{change}" in thought else ""
-    return answer_text(example, thought.format(paths=", ".join(sorted(example.oracle)), change=change), lines_above)
+    return answer_text(example, thought.format(paths=", ".join(sorted(example.oracle)), change=change), lines_around)
 
 
-def answer_text(example: Example, thought: str, lines_above: int = 0) -> str:
+def answer_text(example: Example, thought: str, lines_around: int = 0) -> str:
     """Returns a well-formed output that fixes `example` exactly: `thought`, then the oracle as edits.
 
     Args:
-      lines_above: unchanged lines that every edit takes along, see `edits.oracle_edits`.
+      lines_around: unchanged lines that every edit takes along, see `edits.oracle_edits`.
 
     Raises:
       ValueError: naming the example, if the oracle cannot be expressed, or if the thought is empty or holds a tag.
     """
     if not thought.strip():
         raise ValueError(f"example {example.id!r}: the thought of an answer must not be empty")
-    blocks = patch.render(edits.oracle_edits(example, lines_above))
+    blocks = patch.render(edits.oracle_edits(example, lines_around))
     output = f"<think>\n{thought}\n</think>\n<solution>\n{blocks}\n</solution>"
     repeated = [tag for tag in patch.TAGS if output.count(tag) != 1]
     if repeated:

@@ -1,4 +1,4 @@
-"""The end of a run: the table of its evaluations, rewards.png, and some of the answers that became right."""
+"""The end of a run: the table of its evaluations, rewards.png, and answers to the examples that rose most."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 
 def write(directory: pathlib.Path, phases: Sequence[tuple[str, int]], reward: RewardSpec, *, colour: bool) -> str:
-    """Writes the table, the picture and the answers that became right into the run's directory.
+    """Writes the table, the picture and answers to the examples that rose most into the run's directory.
 
     Args:
       phases: (name, steps) in order.
@@ -85,20 +85,35 @@ def _example(row: Row) -> Example:
     return Example(group["example_id"], "", "", group["issue"], group["code_context"], group["oracle_new_content"])
 
 
-def _improved(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The first examples whose first answer was not exact and is now."""
-    old, new = _by_example(before), _by_example(after)
-    pairs = [(old[name][0], rows[0]) for name, rows in new.items() if name in old]
-    return [pair for pair in pairs if pair[1]["is_exact"] and not pair[0]["is_exact"]][:IMPROVED_COUNT]
+def _improved(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Sequence[Row], Sequence[Row]]]:
+    """The answers to the examples whose share of exact ones rose most; of equals the first."""
+    old = _by_example(before)
+    pairs = [(old[name], rows) for name, rows in _by_example(after).items() if name in old]
+    rises = sorted(((_exact_share(pair[1]) - _exact_share(pair[0]), -i) for i, pair in enumerate(pairs)), reverse=True)
+    return [pairs[-i] for rise, i in rises[:IMPROVED_COUNT] if rise > 0]
 
 
-def _shown(pairs: Sequence[tuple[Row, Row]], *, colour: bool) -> str:
+def _exact_share(rows: Sequence[Row]) -> float:
+    return sum(row["is_exact"] for row in rows) / len(rows)
+
+
+def _shown(pairs: Sequence[tuple[Sequence[Row], Sequence[Row]]], *, colour: bool) -> str:
+    """Of every pair one answer that was wrong and one that is right."""
     if not pairs:
-        return "No held-out answer that was wrong became right.\n"
-    parts = [f"{len(pairs)} held-out answers that were wrong and became right\n"]
+        return "No held-out example is answered right more often than before.\n"
+    parts = [f"The {len(pairs)} held-out examples with the largest rise: an answer before, an answer after\n"]
     for before, after in pairs:
-        example = _example(after)
-        parts += [f"\n==== {example.id}: {example.issue}\n\n-- before: reward {before['reward']:.3f}\n",
-                  diff(example, before["output"], colour=colour), "\n-- after: exact\n",
-                  diff(example, after["output"], colour=colour)]
+        wrong, right = next(row for row in before if not row["is_exact"]), next(row for row in after if row["is_exact"])
+        example = _example(right)
+        parts += [f"\n==== {example.id}: {example.issue}\n\n-- before, {_counted(before)}; this one: {_verdict(wrong)}\n",
+                  diff(example, wrong["output"], colour=colour), f"\n-- after, {_counted(after)}\n",
+                  diff(example, right["output"], colour=colour)]
     return "".join(parts)
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    return f"{sum(row['is_exact'] for row in rows)} of {len(rows)} exact"
+
+
+def _verdict(row: Row) -> str:
+    return "no verdict" if row["reward"] is None else f"reward {row['reward']:.3f}"

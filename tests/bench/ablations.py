@@ -26,12 +26,12 @@ def read_run(directory):
 
 
 def results(seed, rows):
-    """One result an answer, by the paper's reward."""
-    found = []
+    """One result an example, by the paper's reward."""
+    outcomes = {}
     for row in rows:
         outcome = REWARD(row["output"], row["group"]["code_context"], row["group"]["oracle_new_content"])
-        found.append(ExampleResult.of(f"{seed}/{row['example_id']}", [outcome]))
-    return found
+        outcomes.setdefault(f"{seed}/{row['example_id']}", []).append(outcome)
+    return [ExampleResult.of(name, some) for name, some in outcomes.items()]
 
 
 def cell(interval, scale, digits):
