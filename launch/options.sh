@@ -123,7 +123,7 @@ read_trainer() {
   done
   [[ -n "$config" ]] || refuse "the trainer has no config" "give it after --, as in: bash $0 … -- --config=configs/8b.py"
   [[ -n "$WORKDIR" ]] ||
-    refuse "the trainer has no --workdir" "a launched run needs one to be gone on with: bash $0 … -- --workdir=gs://BUCKET/RUN"
+    refuse "the trainer has no --workdir" "a launched run needs one to be gone on with: bash $0 … -- --workdir=/SHARED/RUN"
 }
 
 # check_environment: every --env is KEY=VALUE.

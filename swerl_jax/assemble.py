@@ -27,12 +27,14 @@ from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.scorer import ScoringPool, default_deadline_s
 from swerl_jax.env.tokenizer import load_tokenizer, train_sentencepiece
 from swerl_jax.env.vocabulary import Tokenizer
+from swerl_jax.learn import deal
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.plan import Parts, StepShape
+from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
@@ -41,6 +43,7 @@ from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.engine import Engine
 from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank
+from swerl_jax.policy.local_engine import LocalEngine
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
@@ -173,11 +176,10 @@ def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
 
 def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
            accept: Callable[[Example], str | None]) -> Loader:
-    """The stream of training examples of this process."""
+    """The stream of training examples, which every process reads in full: a step's examples are dealt later."""
     weights = config.data.weights or (1.0,) * len(train)
     return Loader([Source(path, weight) for path, weight in zip(train, weights, strict=True)], seed,
-                  shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed,
-                  process_index=jax.process_index(), process_count=jax.process_count())
+                  shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed)
 
 
 def reward_spec(config: ml_collections.ConfigDict) -> RewardSpec:
@@ -209,9 +211,14 @@ def prefix_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, *, samples: int, temperature: float,
            purpose: str, groups: int = 0) -> Engine:
-    """An engine with `samples` lanes a slot."""
-    return Engine(arch, engine_settings(config, arch, mesh, text.chat.stop_ids, samples=samples, temperature=temperature,
-                                        purpose=purpose, groups=groups), mesh)
+    """An engine with `samples` lanes a slot; where the learner's `mesh` spans several processes, one on this process's devices."""
+    devices = mesh.devices.flatten()
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    is_alone = len(here) == len(devices)
+    own = mesh if is_alone else mesh_lib.make_mesh({"fsdp": -1, "tensor": min(config.mesh.tensor, len(here))}, here)
+    settings = engine_settings(config, arch, own, text.chat.stop_ids, samples=samples, temperature=temperature,
+                               purpose=purpose, groups=groups)
+    return Engine(arch, settings, own) if is_alone else LocalEngine(arch, settings, own, devices)
 
 
 def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: tuple[int, ...], *, samples: int,
@@ -229,15 +236,16 @@ def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, s
 
 
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
-              ) -> Evaluator:
+              processes: Processes = ALONE) -> Evaluator:
     """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
     examples, left_out = _within_budget(path, config.eval.examples, text, is_fewer_fine=bool(config.data.shards))
     if left_out:
         print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
     lanes = config.engine.groups * config.rl.samples
-    one = engine(config, arch, mesh, text, samples=config.eval.samples, temperature=config.eval.temperature,
-                 purpose="eval", groups=max(1, lanes // config.eval.samples))
-    return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector)
+    samples = config.eval.samples // deal.parts(len(examples), config.eval.samples, processes.count)
+    one = engine(config, arch, mesh, text, samples=samples, temperature=config.eval.temperature, purpose="eval",
+                 groups=max(1, lanes // samples))
+    return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector, processes)
 
 
 def _within_budget(path: str, count: int, text: Text, *, is_fewer_fine: bool) -> tuple[list[Example], int]:
@@ -295,7 +303,7 @@ def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: T
 
 
 def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
-             collector: Collector, pool: ScoringPool) -> RlPhase:
+             collector: Collector, pool: ScoringPool, processes: Processes = ALONE) -> RlPhase:
     """The reinforcement-learning phase; its stream is shuffled apart from the supervised one."""
     r = config.rl
     settings = RlSettings(
@@ -303,10 +311,11 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
         advantage=r.advantage, aggregation=r.aggregation, constant_length=config.answer.max_tokens,
         learn_truncated=r.learn_truncated, drop_constant_groups=r.drop_constant_groups, max_draws=r.max_draws,
         max_logp_diff=r.max_logp_diff, max_fault_frac=config.reward.max_fault_frac)
-    one = engine(config, arch, mesh, text, samples=r.samples, temperature=config.engine.temperature, purpose="train")
+    samples = r.samples // deal.parts(r.prompts, r.samples, processes.count)
+    one = engine(config, arch, mesh, text, samples=samples, temperature=config.engine.temperature, purpose="train")
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
                    learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
-                   scorer_retries=lambda: pool.counts.retries)
+                   scorer_retries=lambda: pool.counts.retries, processes=processes)
 
 
 def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Parts:
@@ -321,7 +330,7 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
     return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), EngineSteps(arch, settings, mesh))
 
 
-def load_params(spec: str, learner: Learner) -> Llama:
+def load_params(spec: str, learner: Learner, processes: Processes = ALONE) -> Llama:
     """Parameters on the learner's mesh: of a model's directory (see `shipped.find`), or a run's newest good checkpoint.
 
     Raises:
@@ -329,7 +338,7 @@ def load_params(spec: str, learner: Learner) -> Llama:
     """
     directory = shipped.find(spec)
     if directory is None:
-        checkpoints = Checkpoints.open(spec)
+        checkpoints = Checkpoints.open(spec, processes=processes)
         saved = checkpoints.paths(checkpoints.newest)
         if learner.lora is None and any(map(is_low_rank, saved)):
             raise ValueError(f"{spec} learnt a low-rank change; give its lora.rank, lora.alpha and lora.targets, or export it, "
@@ -349,7 +358,7 @@ def load_params(spec: str, learner: Learner) -> Llama:
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],
-                   state: State, step: int) -> None:
+                   state: State, step: int, processes: Processes = ALONE) -> None:
     """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept on disk.
 
     Raises:
@@ -361,13 +370,13 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
     if phases[0].name != "rl":
         raise ValueError("rl.kl_coefficient needs the policy before RL as reference: run the sft phase by itself, then RL "
                          "with --config.phases=\"('rl',)\" --config.init=DIRECTORY_OF_THE_SFT_RUN")
-    kept = Checkpoints(directory / REFERENCE_NAME, keep=1, asynchronous=False)
+    kept = Checkpoints(directory / REFERENCE_NAME, keep=1, asynchronous=False, processes=processes)
     if kept.latest_good() is None:
         if step:
             raise ValueError(f"{kept.directory} is missing or damaged, so the k3 penalty cannot be continued exactly")
         kept.save(0, to_arrays(state), {})
     kept.close()
-    rl[0].reference = load_params(str(directory / REFERENCE_NAME), rl[0].learner)
+    rl[0].reference = load_params(str(directory / REFERENCE_NAME), rl[0].learner, processes)
 
 
 def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, abstract: State,

@@ -65,6 +65,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     "mesh.slice": (1, "data-parallel slices [devices]"),
     "mesh.fsdp": (-1, "data and parameter shards [devices]; -1: all that are left"),
     "mesh.tensor": (1, "tensor shards [devices]"),
+    "distributed.coordinator": ("auto", "of several processes: auto (as a TPU slice, Slurm or JAX_COORDINATOR_ADDRESS says), none (this one alone), or HOST:PORT, where process 0 listens"),
+    "distributed.processes": (1, "with HOST:PORT: how many there are"),
+    "distributed.process": (0, "with HOST:PORT: which one this is"),
+    "distributed.heartbeat_s": (60, "when nothing was heard of one for so long, jax ends all of them [s]"),
+    "distributed.deadline_s": (1800.0, "longest wait for the others, where all meet [s]"),
     # -- engine ----------------------------------------------------------------------------------------------------
     "engine.groups": (8, "prompts sampled at one time (slots)"),
     "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: powers of two up to prompt.max_tokens"),
@@ -268,7 +273,7 @@ _AT_LEAST_ONE = (
     "prompt.max_tokens", "answer.max_tokens", "reward.workers", "engine.groups", "engine.ticks", "rl.prompts", "rl.samples",
     "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
     "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
-    "curate.buckets", "curate.range_commits", "curate.shard_examples",
+    "curate.buckets", "curate.range_commits", "curate.shard_examples", "distributed.heartbeat_s", "distributed.deadline_s",
 )
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
@@ -277,6 +282,9 @@ _RULES = (
           "of the loss wrong (it is taken against the full one); set top_p=1 and top_k=0 and use temperature"),
     _Rule(lambda c: c.rl.max_lag != 0, "rl.max_lag is {rl.max_lag}; only 0 (synchronous) is implemented"),
     _Rule(lambda c: not set(c.phases) <= {"sft", "rl"}, "phases are {phases}; needed are names out of sft, rl"),
+    _Rule(lambda c: c.distributed.coordinator not in ("auto", "none") and not 0 <= c.distributed.process < c.distributed.processes,
+          "distributed.process is {distributed.process} of distributed.processes={distributed.processes}; needed is a number from 0, "
+          "below the count"),
     _Rule(lambda c: c.engine.temperature <= 0, "engine.temperature is {engine.temperature}; training needs more than 0"),
     _Rule(lambda c: c.rl.minibatches > 0 and c.rl.prompts % c.rl.minibatches != 0,
           "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import platform
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,22 +18,20 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from swerl_jax import __version__, config as config_lib, dry_run
+from swerl_jax import __version__, config as config_lib, dry_run, run_directory
 from swerl_jax.data.atomic_file import write_atomically
 from swerl_jax.models import shipped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; runs/NAME by default.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4x4x8, v6e:16x16, v5e:8x16:x2) with the TPU's "
                            "compiler, and exit; needs no TPU.")
 PLAN_JSON = flags.DEFINE_string("plan_json", None, "With --plan: also write the plan to this file.")
 
-CONFIG_NAME = "config.json"
 MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_around",
                   "tasks.")
-RESUMABLE = ("checkpoints.", "log.", "reward.workers")  # settings that a resumed run may change
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -68,6 +65,9 @@ def main(argv: list[str]) -> None:
     with _readable_errors():
         config_lib.check(config)
         config = _with_shards(config)
+    if "://" in (WORKDIR.value or ""):
+        _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
+              "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
     directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
     if DRY_RUN.value:
         with _readable_errors():
@@ -84,33 +84,36 @@ def main(argv: list[str]) -> None:
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
     with _readable_errors():
-        _prepare(config, directory)
-        from swerl_jax import assemble
+        from swerl_jax import assemble, together
         from swerl_jax.learn import summary
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
-        from swerl_jax.learn.loop import Loop, LoopSettings, StopRequested, StopSignal
+        from swerl_jax.learn.loop import Loop, LoopSettings, StopSignal
+        from swerl_jax.learn.processes import StopRequested
 
-        stop = StopSignal(config.checkpoints.grace_s)
+        processes = together.join(config)
+        stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
-        train_paths, held_out = assemble.data_paths(config, directory)
-        text = assemble.text(config, directory, train_paths)
+        together.meet(config, directory, processes, is_resumed=RESUME.value)
+        train_paths, held_out = processes.first("making tasks", lambda: assemble.data_paths(config, directory))
+        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, train_paths))
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with _readable_errors():
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
-                      assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool)
+                      assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool, processes)
                       for name in config.phases if config[name].steps]
             if not phases:
                 raise ValueError("no phase has steps; set --config.sft.steps or --config.rl.steps")
-            evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out)
-            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoints.keep)
+            evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out, processes)
+            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoints.keep, processes=processes)
             is_trained = config.init != "random" or phases[0].name == "rl"
             loop = Loop(directory, phases, evaluator, checkpoints, LoopSettings(
                 config.eval.every_steps, config.checkpoints.every_steps, config.optimizer.max_skipped, is_trained), stop,
-                tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts)
-            print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
-            state, step = _start(config, loop, phases)
-            assemble.keep_reference(config, directory, phases, state, step)
+                tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts, processes=processes)
+            if processes.index == 0:
+                print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
+            state, step = _start(config, loop, phases, processes)
+            assemble.keep_reference(config, directory, phases, state, step, processes)
         try:
             loop.run(state, step)
         except StopRequested:
@@ -118,8 +121,10 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             return
         finally:
             checkpoints.close()
-    print(summary.write(directory, [(phase.name, phase.steps) for phase in phases], assemble.reward_spec(config),
-                        colour=report_colour()))
+    table = processes.first("writing the table", lambda: summary.write(
+        directory, [(phase.name, phase.steps) for phase in phases], assemble.reward_spec(config), colour=report_colour()))
+    if processes.index == 0:
+        print(table)
 
 
 def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None:
@@ -266,7 +271,7 @@ def report_colour() -> bool:
     return wants_colour(sys.stdout)
 
 
-def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any]) -> tuple[Any, int]:
+def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any], processes: Any) -> tuple[Any, int]:
     """(state, step) to begin with: a fresh one, one from `config.init`, or the run's own newest checkpoint."""
     from swerl_jax import assemble
 
@@ -277,31 +282,7 @@ def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any]) -> t
     learner = phases[0].learner
     if config.init == "random":
         return learner.init(config.seed), 0
-    return learner.begin(assemble.load_params(config.init, learner)), 0
-
-
-def _prepare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
-    """Makes the run's directory, or checks that the one there may be gone on with."""
-    path = directory / CONFIG_NAME
-    wanted = json.loads(json.dumps(dict(config_lib.flat(config))))
-    if RESUME.value:
-        if not path.exists():
-            raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
-                             "leave --resume out to start one")
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-        free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
-        changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
-                   if saved.get(name) != value and not name.startswith(free)]
-        if changed:
-            raise ValueError("--resume: these settings differ from the run's, which could then not continue exactly:\n"
-                             + "\n".join(changed) + "\nGive the same ones, or start a new run in another --workdir "
-                             f"with --config.init={directory}")
-    elif path.exists():
-        raise ValueError(f"{directory} holds a run already; go on with it (--resume), choose another --workdir, or delete "
-                         "it yourself")
-    directory.mkdir(parents=True, exist_ok=True)
-    about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "config": wanted}
-    write_atomically(path, json.dumps(about, indent=1) + "\n")
+    return learner.begin(assemble.load_params(config.init, learner, processes)), 0
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -310,7 +291,7 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such directory, or together they cannot work.
     """
-    path = _run_directory(config) / CONFIG_NAME
+    path = _run_directory(config) / run_directory.CONFIG_NAME
     model = shipped.find(config.checkpoint)
     own: dict[str, Any] = {}
     if model is not None:
@@ -354,7 +335,7 @@ def _shards_flag(argument: str) -> str:
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
     given = pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint)
-    return given if (given / CONFIG_NAME).exists() else given.parent
+    return given if (given / run_directory.CONFIG_NAME).exists() else given.parent
 
 
 def _resume_command(directory: pathlib.Path) -> str:

@@ -295,7 +295,7 @@ def test_wrong_topologies_are_answered_with_right_ones(path, topology, text):
 
 def test_other_refusals(path):
     submit = ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", "--dry_run"]
-    refused(launch("gke.sh", *submit, "--", "--config=c", "--workdir=runs/x", path=path), "gs://BUCKET/RUN")
+    refused(launch("gke.sh", *submit, "--", "--config=c", "--workdir=runs/x", path=path), "--volume=CLAIM:/PATH")
     refused(launch("gke.sh", *submit, "--name=No_Good", "--", *TRAINER, path=path), "--name=No_Good is not a name")
     refused(launch("gke.sh", *submit, "--chips_per_host=8", "--", *TRAINER, path=path), "has 4 chips a host, not 8")
     refused(launch("gke.sh", *submit, "--", *TRAINER, "--resume", path=path), "--resume is this script's to give")

@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "config": "",
     "dry_run": "config models.shipped policy.arch policy.hf",
     "models.shipped": "",
+    "run_directory": "config data.atomic_file",
+    "together": "run_directory learn.processes",
     "main": "*",
     "assemble": "*",
     # data/: the nouns, and where examples come from
@@ -124,6 +126,7 @@ MAY_IMPORT = {
     "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.llama policy.mesh policy.sampler "
                            "policy.splash",
     "policy.engine": "data.records policy.*",
+    "policy.local_engine": "policy.*",
     # learn/: what learns
     "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
     "learn.plan": "learn.batch learn.flop_count learn.hlo_count learn.learner policy.*",
@@ -135,12 +138,15 @@ MAY_IMPORT = {
     "learn.batch": "data.records learn.advantage policy.arch policy.attention policy.rows",
     "learn.loss": "",
     "learn.learner": "learn.batch learn.loss policy.*",
-    "learn.checkpoint": "data.atomic_file",
+    "learn.processes": "",
+    "learn.deal": "data.records env.episode learn.processes",
+    "learn.manifest": "data.atomic_file",
+    "learn.checkpoint": "learn.manifest learn.processes",
     "learn.metrics": "data.atomic_file data.records",
     "learn.report": "data.records",
     "learn.curves": "learn.metrics",
     "learn.baselines": "data.records env.* learn.report",
-    "learn.evaluate": "data.records env.* policy.* learn.report",
+    "learn.evaluate": "data.records env.* policy.* learn.deal learn.processes learn.report",
     "learn.loop": "data.* env.progress learn.*",
     "learn.summary": "data.* env.* learn.*",
     "learn.answer": "data.records env.* policy.* learn.report",
@@ -149,7 +155,7 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
+JAX_FREE = ("config", "run_directory", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
             "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 

@@ -31,6 +31,9 @@ class Stop:
         if self._left == 0:
             raise StopRequested
 
+    def follow(self):
+        pass
+
     def saved(self):
         self.is_saved = True
 

@@ -10,7 +10,8 @@ import small
 
 from swerl_jax import assemble, config as config_lib
 from swerl_jax.env.tokenizer import load_tokenizer
-from swerl_jax.learn.checkpoint import Checkpoints, find_fault
+from swerl_jax.learn.checkpoint import Checkpoints
+from swerl_jax.learn.manifest import find_fault
 from swerl_jax.learn.metrics import METRICS, read_metrics
 from swerl_jax.models import shipped
 
@@ -176,6 +177,7 @@ WRONG = {
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
+    "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),
     "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
                       "there is no directory /nonexistent/run"),
 }

@@ -2,13 +2,9 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
+import joined
 import numpy as np
 import pytest
 import reference_llama as reference
@@ -19,32 +15,8 @@ from swerl_jax.policy import hf, hf_weights
 from swerl_jax.policy.llama import parameter_name
 from swerl_jax.policy.mesh import make_mesh
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def start(part, directory, address, rank, count, devices):
-    """One of `count` processes that run the function of this file named `part`, with `devices` fake devices each."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-                   "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen([sys.executable, __file__, part, str(directory), address, str(rank), str(count)],
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run(part, directory, count, devices):
-    """Runs them to their end; none may fail."""
-    address = free_address()
-    processes = [start(part, directory, address, rank, count, devices) for rank in range(count)]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
-
-
-def loads(directory, rank):
+def loads(directory, processes):
     """Every process reads its own part of the parameters and keeps it in a file."""
     arch = hf.read_arch(str(directory))
     learner = Learner(arch, make_mesh({"fsdp": -1, "tensor": 2}), OptimizerSettings(0.1, "constant", 0, 1),
@@ -52,7 +24,7 @@ def loads(directory, rank):
     model = hf_weights.load(str(directory), arch, learner.abstract.params)
     parts = {f"{parameter_name(path)}|{json.dumps([[s.start, s.stop] for s in shard.index])}": shard.data
              for path, x in jax.tree_util.tree_leaves_with_path(model) for shard in x.addressable_shards}
-    np.savez(directory / f"part{rank}.npz", **parts)
+    np.savez(directory / f"part{processes.index}.npz", **parts)
 
 
 @pytest.mark.slow
@@ -61,7 +33,7 @@ def test_each_process_reads_its_part_of_a_model(tmp_path):
     model = reference.random_model(arch)
     hf_weights.write(tmp_path, arch, model, "float32")
     (tmp_path / hf.CONFIG_NAME).write_text(json.dumps(hf.config(arch, "float32")))
-    run("loads", tmp_path, count=2, devices=4)
+    joined.run(__file__, "loads", tmp_path, count=2, devices=4)
     wanted = reference.parameters(model, np.float32)
     held, elements = [], 0
     for rank in range(2):
@@ -76,6 +48,4 @@ def test_each_process_reads_its_part_of_a_model(tmp_path):
 
 
 if __name__ == "__main__":
-    function, folder, coordinator, number, total = sys.argv[1:]
-    jax.distributed.initialize(coordinator, int(total), int(number))
-    globals()[function](pathlib.Path(folder), int(number))
+    joined.main(globals())

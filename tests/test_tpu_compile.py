@@ -1,7 +1,6 @@
 """The TPU's kernels through the TPU's own compiler, for chips that are not here."""
 
 import importlib.util
-import os
 from functools import partial
 
 import jax
@@ -20,18 +19,15 @@ CHIPS = ("v5p:2x2x1", "v6e:2x2", "v5e:2x2")
 HBM_BYTES = 16e9  # of the smallest of them
 
 
-def _mesh(name, monkeypatch, sizes):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    if "ALLOW_MULTIPLE_LIBTPU_LOAD" not in os.environ:
-        monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+def _mesh(name, sizes):
     return mesh_lib.make_mesh(sizes, topologies.get_topology_desc(name, "tpu").devices)
 
 
 @pytest.mark.parametrize(("name", "H", "S", "T"), [
     *((name, H, 4096, 16_384) for name in CHIPS for H in (64, 128)), ("v5p:2x2x1", 128, 12_288, 65_536)])
-def test_attention_over_rows_forward_and_backward(name, H, S, T, monkeypatch):
+def test_attention_over_rows_forward_and_backward(name, H, S, T):
     """A row on each chip, answers of up to 4,096 tokens, two of its key heads with eight queries each."""
-    mesh = _mesh(name, monkeypatch, {"fsdp": 2, "tensor": 2})
+    mesh = _mesh(name, {"fsdp": 2, "tensor": 2})
     B, K, G = 2, 4, 8
     rows = mesh_lib.sharding(mesh, "B T K", mesh_lib.LEARNER_RULES)
     q, k = (jax.ShapeDtypeStruct((B, S + T, K, *rest), jnp.bfloat16, sharding=rows) for rest in ((G, H), (H,)))
@@ -53,9 +49,9 @@ def test_attention_over_rows_forward_and_backward(name, H, S, T, monkeypatch):
 
 @pytest.mark.parametrize("H", [64, 128])
 @pytest.mark.parametrize("name", CHIPS)
-def test_attention_to_caches(name, H, monkeypatch):
+def test_attention_to_caches(name, H):
     """Two slots of 16 branches, a bucket and what is spare; the caches are arguments and are not copied."""
-    mesh = _mesh(name, monkeypatch, {"fsdp": 1, "tensor": 4})
+    mesh = _mesh(name, {"fsdp": 1, "tensor": 4})
     P, R, K, G, L, S, C = 2, 16, 8, 8, 16, 4096, 1024 + 64
     sizes = {"P": P, "R": R, "T": 1, "K": K, "G": G, "H": H, "L": L, "S": S, "C": C}
 

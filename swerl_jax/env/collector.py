@@ -93,8 +93,10 @@ class Collector:
         tasks = list(tasks)
         for task in tasks:
             engine.open(task.index, task.prompt, task.samples, max_branch_tokens=self._max_branch_tokens)
+            for sample in set(range(task.samples)) - set(task.numbers):
+                engine.close(task.index, sample)
         with self._changed:
-            branches = [(task.index, sample) for task in tasks for sample in range(task.samples)]
+            branches = [(task.index, sample) for task in tasks for sample in task.numbers]
             self._open.update(branches)
             self._busy += len(branches)
         for task in tasks:
@@ -168,7 +170,7 @@ class Collector:
     async def _run_group(self, task: Task) -> None:
         try:
             rollouts: list[Rollout] = list(await asyncio.gather(
-                *(self._run_branch(task, sample) for sample in range(task.samples))))
+                *(self._run_branch(task, sample) for sample in task.numbers)))
             with self._changed:
                 self._groups[task.index] = Group(task.index, task.example, task.prompt, tuple(rollouts))
                 self._changed.notify()
@@ -185,7 +187,7 @@ class Collector:
     def _abandon(self, engine: Engine, tasks: list[Task]) -> None:
         self.shutdown()
         for task in tasks:
-            for sample in range(task.samples):
+            for sample in task.numbers:
                 with contextlib.suppress(ValueError):  # closed already
                     engine.close(task.index, sample)
 

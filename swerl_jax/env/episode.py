@@ -35,12 +35,19 @@ class Task:
     Attributes:
       index: the group's number, unique while it is open; random numbers are folded from it.
       example: what is asked. prompt: its ids, int32 [S]. samples: R.
+      here: which of the samples are answered, where others answer the rest; None: all.
     """
 
     index: int
     example: Example
     prompt: np.ndarray
     samples: int
+    here: range | None = None
+
+    @property
+    def numbers(self) -> range:
+        """Of the samples to be answered."""
+        return range(self.samples) if self.here is None else self.here
 
 
 Episode = Callable[[Drawer, Task, int], "asyncio.Future[Rollout]"]

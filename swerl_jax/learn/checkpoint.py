@@ -2,7 +2,8 @@
 
 A step is one directory: Orbax commits `arrays` (a plain {path: array} dict) and `host` (JSON) into it atomically and
 in the background; a manifest of every file's size and SHA-256 follows. Orbax alone restores flipped bytes without a
-word, so a step counts only if its manifest verifies: no manifest, not good.
+word, so a step counts only if its manifest verifies: no manifest, not good. Several processes write one checkpoint, each
+its own shards, into a directory that all of them see; process 0 makes and removes directories.
 
     checkpoints/step_000040/{arrays/…, host/…, manifest.json}
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -24,14 +24,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from swerl_jax.data import atomic_file
+from swerl_jax.learn import manifest
+from swerl_jax.learn.processes import ALONE, Processes
 
 DIRECTORY_NAME = "checkpoints"  # inside a run directory
-MANIFEST_NAME = "manifest.json"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 _DISCARDED_PREFIX = "discarded."  # renamed first, so that a kill in mid-deletion leaves no half of a step
 _ORBAX_PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a directory that was never committed
-_SHOWN_FAULTS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -48,14 +47,16 @@ def log_rejection(step: int, reason: str) -> None:
 class Checkpoints:
     """The checkpoints of one run, newest K kept.
 
-    Only one writer may use a directory at a time. One thread calls the methods; commits run in the background.
+    Only one run may write to a directory at a time; all its processes call the methods, in the same order. One thread of each
+    calls them; commits run in the background.
 
     Attributes:
       directory: where the steps lie.
       newest: the step that the last `latest_good` found (and verified), None before or if there was none.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool = True) -> None:
+    def __init__(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool = True,
+                 processes: Processes = ALONE) -> None:
         """Opens `directory` for writing, makes it if needed and clears what a killed save left there.
 
         Args:
@@ -69,13 +70,13 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"keep must be at least 1 (the newest checkpoint), got {keep}")
-        self._prepare(directory, keep, asynchronous)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._clear_leftovers()
+        self._prepare(directory, keep, asynchronous, processes)
+        processes.first(f"making {self.directory}", self._make_directory)
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], on_reject: Callable[[int, str], None] = log_rejection
+        cls, directory: str | os.PathLike[str], on_reject: Callable[[int, str], None] = log_rejection,
+        processes: Processes = ALONE,
     ) -> Checkpoints:
         """Opens the checkpoints of a finished or running run for reading; `newest` is the step to restore.
 
@@ -88,7 +89,8 @@ class Checkpoints:
         """
         root = pathlib.Path(directory)
         reader = cls.__new__(cls)
-        reader._prepare(root / DIRECTORY_NAME if (root / DIRECTORY_NAME).is_dir() else root, keep=0, asynchronous=False)
+        reader._prepare(root / DIRECTORY_NAME if (root / DIRECTORY_NAME).is_dir() else root, keep=0, asynchronous=False,
+                        processes=processes)
         if not reader.directory.is_dir():
             raise ValueError(f"no checkpoint directory at {root}: give a run directory or its {DIRECTORY_NAME}/")
         if reader.latest_good(on_reject) is None:
@@ -96,17 +98,20 @@ class Checkpoints:
             raise ValueError(f"no good checkpoint in {reader.directory}: {found or 'it holds no step_* directory'}")
         return reader
 
-    def _prepare(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool) -> None:
+    def _prepare(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool, processes: Processes) -> None:
         self.directory = pathlib.Path(directory).absolute()  # Orbax wants absolute paths
         self.newest: int | None = None
         self._keep = keep
-        self._asynchronous = asynchronous
+        self._asynchronous, self._processes = asynchronous, processes
+        self._saves = 0  # of this object: its barriers' names are used once
         self._rejected: dict[int, str] = {}
         self._verified: set[int] = set()
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler(), host=ocp.JsonCheckpointHandler()),
             # In the background, a directory that cannot be made would be waited for for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False,
+                timeout_secs=int(processes.deadline_s) or ocp.AsyncOptions.timeout_secs),
         )
         self._finisher = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
@@ -134,10 +139,11 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             arrays=ocp.args.PyTreeSave(dict(arrays)), host=ocp.args.JsonSave(_json_copy(host))
         )
-        self._make_room(step)
+        self._processes.first(f"making room for checkpoint {step}", lambda: self._make_room(step))
+        self._saves += 1
         with _naming_path(self._path(step), "save"):
             self._checkpointer.save(self._path(step), args=arguments)
-        self._pending = self._finisher.submit(self._finish, step)
+        self._pending = self._finisher.submit(self._finish, step, f"{self.directory.name}/{self._saves}/{step}")
         if not self._asynchronous:
             self.wait()
 
@@ -172,8 +178,8 @@ class Checkpoints:
         """
         self.wait()
         self.newest = None
-        for step in reversed(self.steps()):
-            reason = find_fault(self._path(step))
+        for step in reversed(self._processes.first("listing checkpoints", self.steps)):
+            reason = self._fault(step)
             if reason is None:
                 self._rejected.pop(step, None)
                 self._verified.add(step)
@@ -237,7 +243,7 @@ class Checkpoints:
         path = self._path(step)
         if not path.is_dir():
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; it holds steps {self.steps()}")
-        reason = None if step in self._verified else find_fault(path)
+        reason = None if step in self._verified else self._fault(step)
         if reason is not None:
             raise CheckpointError(f"{path} is not good: {reason}")
         self._verified.add(step)
@@ -248,22 +254,35 @@ class Checkpoints:
         if not path.exists():
             return
         reason = self._rejected.get(step)
-        if reason is None and (path / MANIFEST_NAME).exists():
+        if reason is None and (path / manifest.NAME).exists():
             raise ValueError(f"step {step} is already saved in {self.directory}: resume from it or save elsewhere")
         _log.warning("replacing the checkpoint of step %d: %s", step, reason or "it has no manifest")
         self._discard(path)
 
-    def _finish(self, step: int) -> None:
+    def _fault(self, step: int) -> str | None:
+        """As manifest.find_fault; the processes share the reading."""
+        here = self._processes
+        found = here.exchange(f"verifying checkpoint {step}",
+                              lambda: manifest.find_fault(self._path(step), here.index, here.count))
+        return next((fault for fault in found if fault is not None), None)
+
+    def _finish(self, step: int, name: str) -> None:
         """Runs in the background: commit, manifest, and only then the deletion of what is no longer kept."""
+        here = self._processes
         with _naming_path(self._path(step), "save"):
             self._checkpointer.wait_until_finished()
-            write_manifest(self._path(step))
+            manifest.write_part(self._path(step), here.index, here.count)
+            here.barrier(f"{name}/parts")
+            if here.index == 0:
+                manifest.write(self._path(step), here.count)
+            here.barrier(f"{name}/manifest")
             self._rejected.pop(step, None)
-            self._discard_old(step)
+            if here.index == 0:
+                self._discard_old(step)
 
     def _discard_old(self, saved: int) -> None:
         others = (step for step in reversed(self.steps()) if step != saved and step not in self._rejected)
-        with_manifest = [step for step in others if (self._path(step) / MANIFEST_NAME).exists()]
+        with_manifest = [step for step in others if (self._path(step) / manifest.NAME).exists()]
         for step in set(self.steps()) - {saved, *with_manifest[: self._keep - 1]}:
             self._discard(self._path(step))
 
@@ -274,7 +293,8 @@ class Checkpoints:
         path.rename(doomed)
         shutil.rmtree(doomed)
 
-    def _clear_leftovers(self) -> None:
+    def _make_directory(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
             if _ORBAX_PARTIAL in path.name or path.name.startswith(_DISCARDED_PREFIX):
                 _log.info("removing what an interrupted save left: %s", path)
@@ -285,63 +305,6 @@ def save_arrays(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> Non
     """Writes arrays by path as a plain Orbax directory, without host values and manifest; raises CheckpointError."""
     with _naming_path(directory, "save"), ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), dict(arrays))
-
-
-def write_manifest(step_directory: pathlib.Path) -> None:
-    """Records size and SHA-256 of every file of a committed step, atomically.
-
-    Raises:
-      OSError: a file cannot be read or the manifest cannot be written.
-    """
-    # One thread: this runs beside training and is in no hurry.
-    fingerprints = {name: _fingerprint(step_directory / name) for name in _file_names(step_directory)}
-    text = json.dumps({"files": fingerprints}, indent=1, sort_keys=True)
-    atomic_file.write_atomically(step_directory / MANIFEST_NAME, text)
-
-
-def find_fault(step_directory: pathlib.Path) -> str | None:
-    """Why a step is not good: no manifest, or files missing, cut or changed; None if it is good."""
-    try:
-        manifest = json.loads((step_directory / MANIFEST_NAME).read_bytes())
-        expected = {str(name): dict(entry) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        return "it has no manifest (the save was interrupted before it was complete)"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"its manifest cannot be read ({error!r})"
-    with concurrent.futures.ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
-        faults = threads.map(lambda name: _file_fault(step_directory / name, expected[name]), sorted(expected))
-        named = [f"{name} {fault}" for name, fault in zip(sorted(expected), faults, strict=True) if fault]
-    if not expected:
-        return "its manifest lists no files"
-    if not named:
-        return None
-    more = f" and {len(named) - _SHOWN_FAULTS} more" if len(named) > _SHOWN_FAULTS else ""
-    return "; ".join(named[:_SHOWN_FAULTS]) + more
-
-
-def _file_fault(path: pathlib.Path, expected: Mapping[str, Any]) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != expected.get("size"):
-            return f"has {size} bytes, not the {expected.get('size')} that were written"
-        found = _fingerprint(path)
-    except FileNotFoundError:
-        return "is missing"
-    except (OSError, ValueError) as error:  # ValueError: a damaged manifest may hold any name, even one with a NUL
-        return f"cannot be read ({error})"
-    return None if found == expected else "has changed since it was written (SHA-256 differs)"
-
-
-def _fingerprint(path: pathlib.Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def _file_names(step_directory: pathlib.Path) -> list[str]:
-    paths = (path for path in step_directory.rglob("*") if path.is_file())
-    names = sorted(path.relative_to(step_directory).as_posix() for path in paths)
-    return [name for name in names if not name.startswith(MANIFEST_NAME)]
 
 
 def _json_copy(host: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 from swerl_jax.data.records import LENGTH, Example, Group
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import Task
+from swerl_jax.learn import deal
+from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.report import ExampleResult
 from swerl_jax.policy.engine import Engine
 from swerl_jax.policy.llama import Llama
@@ -18,19 +20,27 @@ from swerl_jax.policy.llama import Llama
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Answers `examples`, `samples` times each. prompt_ids: example → int32 [S]."""
+    """Answers `examples`, `samples` times each.
+
+    Attributes:
+      prompt_ids: example → int32 [S].
+      processes: deal the answers among themselves.
+    """
 
     examples: Sequence[Example]
     samples: int
     prompt_ids: Callable[[Example], np.ndarray]
     engine: Engine
     collector: Collector
+    processes: Processes = ALONE
 
     def run(self, params: Llama, version: int) -> list[Group]:
         """The groups, in the examples' order; random numbers depend on the example's place only."""
         self.engine.load(params, version)
         tasks = [Task(i, example, self.prompt_ids(example), self.samples) for i, example in enumerate(self.examples)]
-        groups = self.collector.run(self.engine, tasks)
+        parts = deal.parts(len(tasks), self.samples, self.processes.count)
+        groups = deal.answer(f"evaluation of version {version}", tasks, parts, self.processes,
+                             lambda some: self.collector.run(self.engine, some))
         self.engine.unload()
         return groups
 

@@ -151,7 +151,7 @@ class Learner:
         self._zeros = jax.jit(self._make_accumulator, out_shardings=accumulator)
         self._add = jax.jit(self._accumulate, donate_argnames="gradient", out_shardings=accumulator)
         self._apply = jax.jit(self._update, donate_argnames="state", out_shardings=(shardings, everywhere))
-        self._logp = jax.jit(lambda params, batch: self._forward(params, rows=batch)[0])
+        self._logp = jax.jit(lambda params, batch: self._forward(params, rows=batch)[0], out_shardings=everywhere)
 
     @property
     def compilations(self) -> int:
@@ -196,7 +196,10 @@ class Learner:
     def place(self, batch: Batch) -> Batch:
         """The batch's rows on the mesh."""
         with_rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
-        return jax.tree.map(lambda x: jax.device_put(x, with_rows), batch)
+        if with_rows.is_fully_addressable:
+            return jax.tree.map(lambda x: jax.device_put(x, with_rows), batch)
+        # Every process has all rows and places its own.
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, with_rows, lambda index: x[index]), batch)
 
     def logp(self, params: Llama, batch: Batch) -> np.ndarray:
         """float32 [B T−S]: log-probability of every target under `params`, from ids alone."""

@@ -26,7 +26,10 @@ from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, State, from_arrays, to_arrays
 from swerl_jax.learn.metrics import EVALUATIONS_NAME, RL_COLUMNS, SFT_COLUMNS, MetricsLog, RolloutLog, terminal_line
+from swerl_jax.learn.processes import ALONE, Processes, StopRequested
 from swerl_jax.learn.rl import rollout_rows
+
+_LOOK_S = 0.5  # between two looks whether another process was told to stop
 
 COLUMNS = {"rl": RL_COLUMNS, "sft": SFT_COLUMNS}
 
@@ -44,19 +47,16 @@ class Phase(Protocol):
         """One step: (state, metrics, rollout rows)."""
 
 
-class StopRequested(Exception):
-    """A signal asked the run to save and end."""
-
-
 class StopSignal:
-    """SIGTERM and SIGINT as a flag that the loop looks at where nothing is half done.
+    """SIGTERM and SIGINT, at this process or another, as a flag that the loop looks at where nothing is half done.
 
     Args:
       grace_s: seconds after the signal at which the process ends even if the last finished step is not saved yet.
     """
 
-    def __init__(self, grace_s: float):
-        self._grace_s = grace_s
+    def __init__(self, grace_s: float, processes: Processes = ALONE):
+        self._grace_s, self._processes = grace_s, processes
+        self._looked_s = time.monotonic()
         self._is_set = threading.Event()
         self._timer: threading.Timer | None = None
 
@@ -66,7 +66,11 @@ class StopSignal:
             signal.signal(number, self._on_signal)
 
     def poll(self) -> None:
-        """Raises StopRequested once a signal has come."""
+        """Raises StopRequested once a signal has come; the other processes may learn of it later."""
+        if not self._is_set.is_set() and time.monotonic() - self._looked_s > _LOOK_S:
+            self._looked_s = time.monotonic()
+            if self._processes.is_stop_announced():
+                self.follow()
         if self._is_set.is_set():
             raise StopRequested
 
@@ -79,9 +83,17 @@ class StopSignal:
         del frame
         if self._is_set.is_set():
             return
+        self._processes.announce_stop()
+        self._begin(signal.Signals(number).name)
+
+    def follow(self) -> None:
+        """Another process stops: this one does, too, within the same time."""
+        if not self._is_set.is_set():
+            self._begin("another process was told to stop")
+
+    def _begin(self, reason: str) -> None:
         self._is_set.set()
-        print(f"\n{signal.Signals(number).name}: saving the last finished step, at most {self._grace_s:g} s",
-              file=sys.stderr, flush=True)
+        print(f"\n{reason}: saving the last finished step, at most {self._grace_s:g} s", file=sys.stderr, flush=True)
         self._timer = threading.Timer(self._grace_s, _give_up, [self._grace_s])
         self._timer.daemon = True
         self._timer.start()
@@ -110,17 +122,22 @@ class LoopSettings:
 
 
 class Loop:
-    """Runs phases in `directory`. Give it a state and the step it belongs to, call `run`."""
+    """Runs phases in `directory`. Give it a state and the step it belongs to, call `run`.
+
+    Of several processes, which all run the same steps, the first alone writes logs.
+    """
 
     def __init__(self, directory: pathlib.Path, phases: Sequence[Phase], evaluator: Evaluator, checkpoints: Checkpoints,
                  settings: LoopSettings, stop: StopSignal, *, tensorboard: bool, log_rollouts: bool,
-                 say: Callable[[str], None] = print):
+                 say: Callable[[str], None] = print, processes: Processes = ALONE):
         self.phases, self.settings = phases, settings
         self.total = sum(phase.steps for phase in phases)
         self._evaluator, self._checkpoints, self._stop, self._say = evaluator, checkpoints, stop, say
-        self._metrics = MetricsLog(directory, tensorboard)
-        self._rollouts = RolloutLog(directory) if log_rollouts else None
-        self._evaluations = RolloutLog(directory, EVALUATIONS_NAME)
+        self._processes = processes
+        is_first = processes.index == 0
+        self._metrics = MetricsLog(directory, tensorboard) if is_first else None
+        self._rollouts = RolloutLog(directory) if log_rollouts and is_first else None
+        self._evaluations = RolloutLog(directory, EVALUATIONS_NAME) if is_first else None
         self._owner = 0  # index of the phase whose optimiser the state has
         self._skipped = 0
         self._saved_step = -1
@@ -167,7 +184,7 @@ class Loop:
                 phase = self.phases[index]
                 if index != self._owner:
                     state, self._owner = phase.learner.begin(state.params), index
-                self._stop.poll()
+                self._processes.exchange(f"step {step}", self._stop.poll)  # all stop, or none
                 state, metrics, rows = self._step(phase, state, step)
                 step += 1
                 self._log(phase, step, state, metrics, rows)
@@ -175,11 +192,13 @@ class Loop:
                 if step % self.settings.checkpoint_every == 0 or step == self.total:
                     self._save(state, step)
         except StopRequested:
+            self._stop.follow()
             self._save(state, step)
             raise
         finally:
             self._checkpoints.wait()
-            self._metrics.close()
+            if self._metrics is not None:
+                self._metrics.close()
             self._stop.saved()
         return state
 
@@ -234,8 +253,10 @@ class Loop:
             metrics |= self._evaluate(state, step)
         metrics |= {"compilations": sum(p.compilations for p in self.phases) + self._evaluator.engine.compilations,
                     "memory/peak_gib": _peak_gib()}
-        self._metrics.write(step, metrics)
         self._unlogged = None
+        if self._metrics is None:
+            return
+        self._metrics.write(step, metrics)
         self._progress.clear()
         self._say(terminal_line(step, self.total, metrics, COLUMNS.get(metrics["task"], RL_COLUMNS)))
 
@@ -247,7 +268,8 @@ class Loop:
     def _evaluate(self, state: State, step: int) -> dict[str, Any]:
         started = time.perf_counter()
         groups = self._evaluator.run(state.params, step)
-        self._evaluations.write(step, [row for group in groups for row in rollout_rows(group)])
+        if self._evaluations is not None:
+            self._evaluations.write(step, [row for group in groups for row in rollout_rows(group)])
         return {**evaluate.metrics(groups), "seconds/eval": time.perf_counter() - started}
 
     def _save(self, state: State, step: int) -> None:

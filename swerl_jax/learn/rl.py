@@ -13,9 +13,10 @@ from swerl_jax.data.loader import Loader
 from swerl_jax.data.records import FORMAT_REASONS, INFRA_FAULT, LENGTH, Example, Group, Rollout
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import Task
-from swerl_jax.learn import advantage
+from swerl_jax.learn import advantage, deal
 from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack, padding_fraction
 from swerl_jax.learn.learner import Learner, State
+from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.policy.engine import Engine
 from swerl_jax.policy.llama import Llama
 
@@ -46,18 +47,20 @@ class RlPhase:
       loader: the stream of examples. prompt_ids: example → prompt, int32 [S].
       scorer_retries: how often scoring was tried again so far.
       reference: parameters for the k3 penalty, or None.
+      processes: deal the answers of a step among themselves; each then packs all of them and feeds its own rows.
     """
 
     name = "rl"
 
     def __init__(self, settings: RlSettings, loader: Loader, prompt_ids: Callable[[Example], np.ndarray],
                  engine: Engine, collector: Collector, learner: Learner, packing: PackSettings,
-                 reference: Llama | None = None, scorer_retries: Callable[[], int] = lambda: 0):
+                 reference: Llama | None = None, scorer_retries: Callable[[], int] = lambda: 0, processes: Processes = ALONE):
         self.settings, self.loader, self.learner, self.engine = settings, loader, learner, engine
         self.steps = settings.steps
         self.reference = reference
         self._prompt_ids, self._collector, self._packing = prompt_ids, collector, packing
-        self._scorer_retries = scorer_retries
+        self._scorer_retries, self._processes = scorer_retries, processes
+        self._parts = deal.parts(settings.prompts, settings.samples, processes.count)
 
     @property
     def compilations(self) -> int:
@@ -102,7 +105,9 @@ class RlPhase:
                     f"step {step}: {len(drawn)} groups were drawn and only {len(kept)} have unequal rewards, "
                     f"{settings.prompts} are needed; raise rl.max_draws or rl.samples, choose examples that are neither too "
                     "easy nor too hard, or set rl.drop_constant_groups=False")
-            groups = self._collector.run(self.engine, [self._task() for _ in range(need)])
+            tasks = [self._task() for _ in range(need)]
+            groups = deal.answer(f"answers of step {step}, {len(drawn)} groups before", tasks, self._parts, self._processes,
+                                 lambda some: self._collector.run(self.engine, some))
             drawn += groups
             kept += [g for g in groups if not (settings.drop_constant_groups and advantage.is_constant(_rewards(g)))]
         self.engine.unload()

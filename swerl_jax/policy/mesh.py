@@ -41,12 +41,12 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
 
     Args:
       sizes: axis name → size; missing axes are 1; at most one may be −1 (takes the devices that are left).
-      devices: all devices of this run by default.
+      devices: all devices of this run by default, process by process.
 
     Raises:
       ValueError: unknown axis, or the product of the sizes is not the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = run_devices() if devices is None else list(devices)
     sizes = dict(sizes or {"fsdp": -1})
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
@@ -61,6 +61,11 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     if shape[AXES.index("context")] != 1:
         raise ValueError("the context axis must be 1: splitting one row over devices is not implemented")
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def run_devices() -> list[jax.Device]:
+    """All devices of this run, those of a process side by side: tensor shards stay within a host."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def spec(letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:

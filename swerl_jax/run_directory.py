@@ -1,0 +1,53 @@
+"""The directory of a run: begun with its settings in it, or found fit to be gone on with. Free of jax."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import sys
+from typing import Any
+
+import ml_collections
+
+from swerl_jax import __version__, config as config_lib
+from swerl_jax.data.atomic_file import write_atomically
+
+CONFIG_NAME = "config.json"
+OF_PROCESS = "distributed."  # settings of one process or of one start, not of the run
+# Settings that a resumed run may change.
+RESUMABLE = ("checkpoints.", "log.", "reward.workers", "mesh.", OF_PROCESS)
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings by dotted name as JSON gives them back, without those of a single process."""
+    plain = json.loads(json.dumps(dict(config_lib.flat(config))))
+    return {name: value for name, value in plain.items() if not name.startswith(OF_PROCESS)}
+
+
+def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:
+    """Makes the run's directory, or checks that the one there may be gone on with.
+
+    Raises:
+      ValueError: there is a run already, or none to go on with, or one with other settings.
+    """
+    path = directory / CONFIG_NAME
+    wanted = settings(config)
+    if is_resumed:
+        if not path.exists():
+            raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
+                             "leave --resume out to start one")
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
+        changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
+                   if saved.get(name) != value and not name.startswith(free)]
+        if changed:
+            raise ValueError("--resume: these settings differ from the run's, which could then not continue exactly:\n"
+                             + "\n".join(changed) + "\nGive the same ones, or start a new run in another --workdir "
+                             f"with --config.init={directory}")
+    elif path.exists():
+        raise ValueError(f"{directory} holds a run already; go on with it (--resume), choose another --workdir, or delete "
+                         "it yourself")
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "config": wanted}
+    write_atomically(path, json.dumps(about, indent=1) + "\n")
