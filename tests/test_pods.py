@@ -61,6 +61,9 @@ class SilentEngine:
     def load(self, params, version):
         pass
 
+    def unload(self):
+        pass
+
 
 def rollout(group, sample):
     draw = np.random.default_rng([group, sample])
