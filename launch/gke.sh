@@ -69,7 +69,7 @@ fill_lines() {
 # The JobSet on standard output; "--resume" goes on with a run.
 render() {
   local word setting arguments=() environment=() selectors=() mounts=() volumes=()
-  local words=("--workdir=$WORKDIR" --restarts=0 --python=python "$@" -- python -m swerl_jax.main "${TRAINER[@]}")
+  local words=("--workdir=$WORKDIR" --restarts=0 "$@" -- python -m swerl_jax.main "${TRAINER[@]}")
   for word in "${words[@]}"; do arguments+=("- $(verbatim "$word")"); done
   for setting in ${ENV[@]+"${ENV[@]}"}; do
     environment+=("- name: $(yaml "${setting%%=*}")" "  value: $(verbatim "${setting#*=}")")
@@ -187,7 +187,6 @@ check() {
 
 check_workdir() {
   local volume
-  [[ "$WORKDIR" != *://* ]] || return 0
   for volume in ${VOLUME[@]+"${VOLUME[@]}"}; do
     [[ "$WORKDIR" != "${volume#*:}"/* ]] || return 0
   done

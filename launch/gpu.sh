@@ -60,6 +60,6 @@ else
   prepare_environment gpu,gcs
 fi
 cd "$ROOT"
-OPTIONS=("--workdir=$WORKDIR" "--restarts=$RESTARTS" ${RESUME:+--resume} "--python=$PYTHON_IN_VENV")
+OPTIONS=("--workdir=$WORKDIR" "--restarts=$RESTARTS" ${RESUME:+--resume})
 TRAIN=("$PYTHON_IN_VENV" -m swerl_jax.main "${TRAINER[@]}")
 if [[ -n "$SLURM" ]]; then slurm; else one_node; fi

@@ -124,6 +124,13 @@ read_trainer() {
   [[ -n "$config" ]] || refuse "the trainer has no config" "give it after --, as in: bash $0 … -- --config=configs/8b.py"
   [[ -n "$WORKDIR" ]] ||
     refuse "the trainer has no --workdir" "a launched run needs one to be gone on with: bash $0 … -- --workdir=/SHARED/RUN"
+  check_directory
+}
+
+# check_directory: WORKDIR is a path.
+check_directory() {
+  [[ "$WORKDIR" != *://* ]] || refuse "--workdir=$WORKDIR is no directory" \
+    "needed is one that all hosts share: logs are appended to and checkpoints renamed there, which a bucket cannot do"
 }
 
 # check_environment: every --env is KEY=VALUE.

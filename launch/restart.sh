@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Runs a training command and goes on with it when it dies. The other launch scripts start it on every host:
 #   bash launch/restart.sh --workdir=DIR [OPTION …] -- COMMAND …
-#     --workdir=DIR        the run's directory, local or gs://; a run that has begun there is gone on with (--resume)
+#     --workdir=DIR        the run's directory; a run that has begun there is gone on with (--resume)
 #     --restarts=10        how often it is started again
 #     --first_wait_s=10    before the first restart; twice as long before each following one
 #     --max_wait_s=300     but at most this long: as long as the others wait for it when they join
 #     --resume             go on with the run from the first start
 #     --status_file=FILE   keeps "running PID", at the end "ended CODE"
-#     --python=PYTHON      has fsspec, for a remote --workdir
 #     --dry_run            print the command
 # What the command's exit code means:
 #   0     finished; or, where the run has begun and has no new table.md, stopped by SIGTERM with its state saved
@@ -19,7 +18,7 @@ set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/options.sh"
 
-WORKDIR="" RESTARTS=10 FIRST_WAIT_S=10 MAX_WAIT_S=300 RESUME="" STATUS_FILE="" PYTHON="" DRY_RUN=""
+WORKDIR="" RESTARTS=10 FIRST_WAIT_S=10 MAX_WAIT_S=300 RESUME="" STATUS_FILE="" DRY_RUN=""
 ATTEMPT="${JOBSET_RESTART_ATTEMPT:-${SLURM_RESTART_COUNT:-0}}" # earlier attempts of this job
 BEGUN_NAME=config.json # the trainer writes it first
 TABLE_NAME=table.md    # and this last
@@ -36,14 +35,7 @@ on_signal() {
 note_status() { [[ -z "$STATUS_FILE" ]] || echo "$*" > "$STATUS_FILE"; }
 
 # What tells one version of the file $1 of the run from another; empty: there is none.
-version_of() {
-  case "$WORKDIR" in
-    *://*) "$PYTHON" -c 'import fsspec, sys
-fs, path = fsspec.core.url_to_fs(sys.argv[1])
-print(fs.ukey(path) if fs.exists(path) else "")' "${WORKDIR%/}/$1" ;;
-    *) stat -c '%i %Y %Z' "$WORKDIR/$1" 2>/dev/null || true ;;
-  esac
-}
+version_of() { stat -c '%i %Y %Z' "$WORKDIR/$1" 2>/dev/null || true; }
 
 meaning() {
   case "$1" in
@@ -80,9 +72,8 @@ pause() {
 
 # The command once, with --resume where it is to go on; sets STATUS.
 attempt() {
-  local arguments=("$@") begun
-  begun="$(version_of "$BEGUN_NAME")" || begun=unknown # a retry follows an attempt: it may well have begun
-  if [[ -n "$RESUME" || ("$ATTEMPT" -gt 0 && -n "$begun") ]]; then
+  local arguments=("$@")
+  if [[ -n "$RESUME" || ("$ATTEMPT" -gt 0 && -n "$(version_of "$BEGUN_NAME")") ]]; then
     arguments+=(--resume)
   fi
   "${arguments[@]}" &
@@ -92,13 +83,8 @@ attempt() {
   CHILD=""
 }
 
-# Exit code 0 does not yet say that the run is at its end: the trainer also exits so after SIGTERM, here or on a peer. Where
-# the directory cannot be read just now, it is not: a finished run that is gone on with ends at once.
-is_finished() {
-  local begun table
-  begun="$(version_of "$BEGUN_NAME")" && table="$(version_of "$TABLE_NAME")" || return 1
-  [[ -z "$begun" || "$table" != "$TABLE_BEFORE" ]]
-}
+# Exit code 0 does not yet say that the run is at its end: the trainer also exits so after SIGTERM, here or on a peer.
+is_finished() { [[ -z "$(version_of "$BEGUN_NAME")" || "$(version_of "$TABLE_NAME")" != "$TABLE_BEFORE" ]]; }
 
 finish() {
   say "$2"
@@ -129,7 +115,7 @@ requeue() {
 
 main() {
   local started seconds
-  TABLE_BEFORE="$(version_of "$TABLE_NAME")" || finish "$EXIT_CONFIGURATION" "$WORKDIR cannot be read; the lines above say why"
+  TABLE_BEFORE="$(version_of "$TABLE_NAME")"
   if [[ "$ATTEMPT" -gt 0 ]]; then
     seconds="$(wait_s "$ATTEMPT")"
     say "this job was started $ATTEMPT times before; beginning in $seconds s"
@@ -157,14 +143,11 @@ main() {
 }
 
 trap on_signal TERM INT
-parse_options "workdir restarts first_wait_s max_wait_s status_file python" "" "resume dry_run" "$@"
+parse_options "workdir restarts first_wait_s max_wait_s status_file" "" "resume dry_run" "$@"
 need workdir "the run's directory"
 for number in restarts first_wait_s max_wait_s; do need_number "$number"; done
 [[ "${#TRAINER[@]}" -gt 0 ]] || refuse "there is no command" "give it after --"
-if [[ -z "$PYTHON" ]]; then
-  PYTHON="$HERE/../.venv/bin/python"
-  [[ -x "$PYTHON" ]] || PYTHON=python
-fi
+check_directory
 if [[ -n "$DRY_RUN" ]]; then
   quoted "${TRAINER[@]}" ${RESUME:+--resume}
   exit 0

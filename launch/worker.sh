@@ -63,7 +63,7 @@ start() {
   read_trainer
   check_environment
   command=(bash "$HERE/restart.sh" "--workdir=$WORKDIR" "--restarts=$RESTARTS" "--status_file=$STATUS_FILE"
-    ${RESUME:+--resume} "--python=$PYTHON_IN_VENV" -- ${ENV[@]+env "${ENV[@]}"}
+    ${RESUME:+--resume} -- ${ENV[@]+env "${ENV[@]}"}
     "$PYTHON_IN_VENV" -m swerl_jax.main "${TRAINER[@]}")
   if [[ -n "$DRY_RUN" ]]; then
     quoted "${command[@]}"

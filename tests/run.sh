@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; sets everything up the first time. From any directory:
 #   bash tests/run.sh                  the fast tier
-#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, and the TPU's compiler
+#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and a bucket
 #   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
 #   bash tests/run.sh -k chat -x       everything else goes to pytest
 # Fails where no test ran, and with CI=true where a test was skipped that the machine could have run.
@@ -15,7 +15,7 @@ if [[ "${1:-}" == --curate ]]; then
   exec "$PYTHON_IN_VENV" -m pytest tests/test_curate_beam.py "${@:2}"
 fi
 case " $* ${SLOW:-0} " in
-  *" --slow "* | *" 1 "*) prepare_environment test,parity,tpu ;;
+  *" --slow "* | *" 1 "*) prepare_environment test,parity,tpu,bucket ;;
   *) prepare_environment test ;;
 esac
 cd "$ROOT"

@@ -15,7 +15,8 @@ from launching import LAUNCH, ROOT, bare_path, launch, printed, refused
 
 NASTY = ["plain", "", "two words", "it's", 'a "b"', "$HOME `id` $(id)", "a\\b", "&;|<>*?[]{}~#!", "('a b.jsonl',)", "ü", "-x"]
 SLICE = ("--name=swerl", "--project=p", "--zone=z")
-TRAINER = ("--config=configs/70b.py", "--workdir=gs://b/run")
+TRAINER = ("--config=configs/70b.py", "--workdir=/b/run")
+VOLUME = "--volume=files:/b"  # where a pod finds the run's directory
 GCLOUD = ["gcloud", "compute", "tpus"]
 
 # Topology, --chips_per_host of GKE → hosts a slice, slices, chips a host, machine type; by Google's tables
@@ -55,7 +56,7 @@ def tpu_vm(command, *options, path, trainer=TRAINER):
 
 def jobset(*options, path, trainer=TRAINER, command="submit"):
     """(the commands' lines, the JobSet) of a dry run."""
-    result = launch("gke.sh", command, "--name=swerl", "--image=repo/image:1", *options, "--dry_run", "--", *trainer, path=path)
+    result = launch("gke.sh", command, "--name=swerl", "--image=repo/image:1", VOLUME, *options, "--dry_run", "--", *trainer, path=path)
     assert result.returncode == 0, result.stderr
     commands, text = result.stdout.split(" <<'EOF'\n")
     assert text.endswith("\nEOF\n")
@@ -101,7 +102,7 @@ def test_a_pod_gets_the_trainers_arguments_as_they_are(path):
     _, job_set = jobset("--topology=v5p:4x4x4", "--env=A=b \"c\" $(D) & é", path=path, trainer=trainer)
     container = pod_of(job_set)[2]
     words = [expanded(word) for word in container["args"]]
-    assert words == ["--workdir=gs://b/run", "--restarts=0", "--python=python", "--",
+    assert words == ["--workdir=/b/run", "--restarts=0", "--",
                      "python", "-m", "swerl_jax.main", *trainer]
     assert {"name": "A", "value": "b \"c\" $$(D) & é"} in container["env"]
 
@@ -115,7 +116,7 @@ def test_a_slurm_job_runs_the_trainers_arguments(path):
                           "--requeue", "--open-mode=append", "--signal=B:TERM@120", f"--chdir={ROOT}", "--time=4:00:00"]
     assert shlex.split(words[-1].removeprefix("--wrap=")) == [
         "exec", "env", "REQUEUE_WHEN_STOPPED=1", "bash", f"{LAUNCH}/restart.sh", "--workdir=/shared/a b", "--restarts=10",
-        f"--python={python}", "--", "srun", "--kill-on-bad-exit=1", "env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "A=b c",
+        "--", "srun", "--kill-on-bad-exit=1", "env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "A=b c",
         python, "-m", "swerl_jax.main", *trainer]
 
 
@@ -124,7 +125,7 @@ def test_a_slurm_job_runs_the_trainers_arguments(path):
 
 def test_a_tpu_vm_run_is_these_commands(path):
     where = ["--project=p", "--zone=z"]
-    start = "bash swerl_jax/launch/worker.sh start --restarts=3 -- --config=configs/70b.py --workdir=gs://b/run"
+    start = "bash swerl_jax/launch/worker.sh start --restarts=3 -- --config=configs/70b.py --workdir=/b/run"
     unpack = ("mkdir -p swerl_jax && tar -xzf swerl_jax.tar.gz -C swerl_jax && "
               "bash swerl_jax/launch/worker.sh install --extra=tpu,gcs")
 
@@ -215,20 +216,20 @@ def test_a_jobsets_restarts_and_options(path):
     assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"], pod["serviceAccountName"]) == ("Never", 120, "trainer")
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["nodeSelector"]["cloud.google.com/reservation-name"] == "r: x"
-    assert container["args"][:4] == ["--workdir=gs://b/run", "--restarts=0", "--python=python", "--resume"]
+    assert container["args"][:4] == ["--workdir=/b/run", "--restarts=0", "--resume", "--"]
     attempt = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"}}
     assert container["env"] == [{"name": "JOBSET_RESTART_ATTEMPT", "valueFrom": attempt}]
 
 
-def test_a_jobset_mounts_a_volume_for_a_run_that_is_not_in_a_bucket(path):
-    trainer = ("--config=c", "--workdir=/mnt/shared/runs/x")
-    _, job_set = jobset("--topology=v5e:4x4", "--volume=files:/mnt/shared", "--volume=more:/b: c", path=path, trainer=trainer)
+def test_a_jobset_mounts_volumes(path):
+    trainer = ("--config=c", "--workdir=/b/runs/x")
+    _, job_set = jobset("--topology=v5e:4x4", "--volume=more:/mnt: c", path=path, trainer=trainer)
     _, pod, container = pod_of(job_set)
-    assert container["volumeMounts"] == [{"name": "files", "mountPath": "/mnt/shared"}, {"name": "more", "mountPath": "/b: c"}]
+    assert container["volumeMounts"] == [{"name": "files", "mountPath": "/b"}, {"name": "more", "mountPath": "/mnt: c"}]
     assert pod["volumes"] == [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("files", "more")]
     words = ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", "--dry_run"]
     refused(launch("gke.sh", *words, "--volume=files:/mnt/other", "--", *trainer, path=path), "--volume=CLAIM:/PATH")
-    refused(launch("gke.sh", *words, "--volume=files", "--", *TRAINER, path=path), "--volume=files is not CLAIM:/PATH")
+    refused(launch("gke.sh", *words, VOLUME, "--volume=files", "--", *TRAINER, path=path), "--volume=files is not CLAIM:/PATH")
 
 
 def test_other_sub_commands_of_gke(path):
@@ -248,7 +249,7 @@ def test_one_gpu_machine(path):
     python = str(ROOT / ".venv/bin/python")
     result = launch("gpu.sh", "--resume", "--dry_run", "--", "--config=c", "--workdir=a b", path=path)
     assert printed(result) == [
-        ["bash", f"{LAUNCH}/restart.sh", "--workdir=a b", "--restarts=10", "--resume", f"--python={python}", "--",
+        ["bash", f"{LAUNCH}/restart.sh", "--workdir=a b", "--restarts=10", "--resume", "--",
          python, "-m", "swerl_jax.main", "--config=c", "--workdir=a b"]]
 
 
@@ -256,7 +257,7 @@ def test_one_gpu_machine(path):
 
 COMPLETE = {
     "tpu_vm.sh": ["run", *SLICE, "--topology=v5e:4x4", "--dry_run", "--", *TRAINER],
-    "gke.sh": ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", "--dry_run", "--", *TRAINER],
+    "gke.sh": ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", VOLUME, "--dry_run", "--", *TRAINER],
     "gpu.sh": ["--dry_run", "--", *TRAINER],
 }
 
@@ -269,6 +270,12 @@ def test_each_required_argument_is_asked_for(path, script):
     for missing in required:
         option = missing.partition("=")[0]
         refused(launch(script, *(word for word in words if word != missing), path=path), option.removeprefix("--"))
+
+
+@pytest.mark.parametrize("script", COMPLETE)
+def test_a_run_in_a_bucket_is_refused(path, script):
+    words = [word.replace("--workdir=", "--workdir=gs:/") for word in COMPLETE[script]]
+    refused(launch(script, *words, path=path), "--workdir=gs://b/run is no directory")
 
 
 @pytest.mark.parametrize("script", COMPLETE)
@@ -294,7 +301,7 @@ def test_wrong_topologies_are_answered_with_right_ones(path, topology, text):
 
 
 def test_other_refusals(path):
-    submit = ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", "--dry_run"]
+    submit = ["submit", "--name=swerl", "--image=i", "--topology=v5e:4x4", VOLUME, "--dry_run"]
     refused(launch("gke.sh", *submit, "--", "--config=c", "--workdir=runs/x", path=path), "--volume=CLAIM:/PATH")
     refused(launch("gke.sh", *submit, "--name=No_Good", "--", *TRAINER, path=path), "--name=No_Good is not a name")
     refused(launch("gke.sh", *submit, "--chips_per_host=8", "--", *TRAINER, path=path), "has 4 chips a host, not 8")

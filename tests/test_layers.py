@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "data.records": "",
     "data.atomic_file": "",
     "data.swebench": "data.records",
-    "data.shards": "data.records data.swebench data.atomic_file",
+    "data.remote": "",
+    "data.shards": "data.records data.remote data.swebench data.atomic_file",
     "data.loader": "data.records data.shards",
     "data.syntax": "",
     "data.operators": "data.syntax",
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     "curate.context": "curate.repository curate.term_index",
     # … what an archive tells
     "curate.facts": "",
-    "curate.runs": "",
+    "curate.runs": "curate.files",
     "curate.events": "curate.facts",
     "curate.pull_requests": "curate.change curate.facts curate.links",
     "curate.archive": "curate.change curate.events curate.facts curate.pull_requests curate.runs",

@@ -103,7 +103,25 @@ def test_the_least_used_operator_is_taken():
 
 def test_the_issue_leaves_out_what_the_repair_brings_back():
     for seed in range(20):
-        assert "secret" not in symptoms.describe(random.Random(seed), "wrong_variable", "f", "a.secret", "secret")
+        assert "secret" not in symptoms.describe(random.Random(seed), "maintainer", "wrong_variable", "f", "a.secret", "secret")
+
+
+def test_every_voice_has_words_of_its_own_for_every_operator():
+    said = {}
+    for voice, texts in symptoms.VOICES.items():
+        assert texts.keys() == OPERATORS.keys() == symptoms.VOICES["maintainer"].keys()
+        said[voice] = {symptoms.describe(random.Random(seed), voice, operator, "f", "x.y", "gone")
+                       for operator in OPERATORS for seed in range(20)}
+        assert all("`f`" in text for text in said[voice])
+    assert len(set.union(*said.values())) == sum(map(len, said.values())) > 60
+
+
+def test_babble_names_the_function_and_says_nothing():
+    words = ["river", "stone", "cloud"]
+    for seed in range(40):
+        issue = symptoms.babble(random.Random(seed), "f", words)
+        before, after = issue.removesuffix(".").split("`f`")
+        assert set(before.split()) | set(after.split()) <= set(words) and issue == issue.strip()
 
 
 def _library_functions():

@@ -6,12 +6,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-from launching import LAUNCH, PATIENCE_S, bare_path, launch, refused, write_tool
+from launching import LAUNCH, PATIENCE_S, bare_path, launch, write_tool
 
 # Takes a line of "plan" in its directory at each start: an exit code, and files that it leaves in the run's directory.
 TRAINER = """
@@ -51,8 +50,7 @@ class Place:
         (self.path / "plan").write_text("\n".join(lines))
 
     def command(self, *options):
-        return (f"--workdir={self.workdir}", f"--python={sys.executable}", *options, "--", str(self.trainer),
-                f"--workdir={self.workdir}")
+        return f"--workdir={self.workdir}", *options, "--", str(self.trainer), f"--workdir={self.workdir}"
 
     def restart(self, *options, **environment):
         return launch("restart.sh", *self.command(*options), path=self.path, **environment)
@@ -146,19 +144,6 @@ def test_what_is_no_training_run_ends_with_its_command(place):
     place.plan("0")
     assert place.restart().returncode == 0
     assert len(place.starts()) == 1
-
-
-def test_a_remote_directory_is_asked_through_fsspec(place):
-    place.plan(f"134 {BEGUN}", f"0 {TABLE}")
-    result = launch("restart.sh", f"--workdir=file://{place.workdir}", f"--python={sys.executable}", "--", place.trainer,
-                    f"--workdir={place.workdir}", path=place.path)
-    assert result.returncode == 0, result.stderr
-    assert place.starts() == [False, True]
-
-
-def test_a_directory_that_cannot_be_read_is_a_wrong_setting(place):
-    result = launch("restart.sh", "--workdir=nonsense://x", f"--python={sys.executable}", "--", place.trainer, path=place.path)
-    assert refused(result, "nonsense://x cannot be read")
 
 
 @pytest.mark.parametrize("variable", ["JOBSET_RESTART_ATTEMPT", "SLURM_RESTART_COUNT"])
@@ -275,7 +260,7 @@ def watch(place, command, states, statuses, *options):
     (place.path / "states").write_text("\n".join(states))
     (place.path / "statuses").write_text("\n".join("|".join([s] * 4) if "|" not in s else s for s in statuses))
     result = launch("tpu_vm.sh", command, "--name=n", "--project=p", "--zone=z", "--topology=v6e:4x4", *options, "--",
-                    "--config=c", "--workdir=gs://b/r", path=place.path)
+                    "--config=c", "--workdir=/b/r", path=place.path)
     calls = [json.loads(line) for line in (place.path / "calls").read_text().splitlines()]
     names = [re.search(r"worker\.sh (\w+)( .*--resume)?", words[-1]) for words in calls]
     return result, [" ".join(filter(None, name.groups())).replace("  --restarts=10", "") if name else words[3]

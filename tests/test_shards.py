@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import fsspec
 import pytest
 from hypothesis import given, settings, strategies
 
@@ -35,6 +36,22 @@ def test_every_form_gives_back_what_was_written(tmp_path, suffix):
     again = tmp_path / f"again{suffix}"
     shards.write_examples(again, written)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_remote_files_are_copied_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SWERL_JAX_CACHE", str(tmp_path / "cache"))
+    for number in range(2):
+        shards.write_examples(tmp_path / f"{number}.array_record", [example(f"{number}{letter}") for letter in "ab"])
+        fsspec.filesystem("memory").put_file(str(tmp_path / f"{number}.array_record"), f"/bucket/{number}.array_record")
+    for url in ("memory://bucket", "memory://bucket/*.array_record", "memory://bucket/1.array_record"):
+        ids = [row.id for row in shards.open_examples(url)]
+        assert ids == (["0a", "0b"] if "1" not in url else []) + ["1a", "1b"]
+    assert capsys.readouterr().out.count("copying ") == 2
+    for url in ("memory://bucket/none", "memory://none/*"):
+        with pytest.raises(ValueError, match="found no examples"):
+            shards.open_examples(url)
+    with pytest.raises(ValueError, match="nowhere://x/a.jsonl cannot be reached"):
+        shards.open_examples("nowhere://x/a.jsonl")
 
 
 @settings(max_examples=60, deadline=None)

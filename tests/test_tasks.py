@@ -249,6 +249,8 @@ def test_pieces_and_told_repairs_are_for_training_alone():
     assert 35 <= sum(map(is_told, train)) <= 85 and not any(map(is_told, held_out))
     with pytest.raises(ValueError, match="told_share is 2"):
         dataclasses.replace(spec, told_share=2)
+    with pytest.raises(ValueError, match="a sum of at most 1"):
+        dataclasses.replace(spec, told_share=0.5, babbled_share=0.6)
     with pytest.raises(ValueError, match="is_cut needs"):
         dataclasses.replace(spec, scope=tasks.MODULE)
 
@@ -262,3 +264,17 @@ def test_asking_for_too_much_is_an_error():
         tasks.TaskSpec(scope="file")
     with pytest.raises(ValueError, match="split"):
         next(tasks.iter_tasks(SMALL, "test"))
+
+
+def test_issues_are_told_babbled_or_in_the_voice_that_is_asked_for():
+    spec = dataclasses.replace(SMALL, told_share=0.2, babbled_share=0.3, voice="user")
+    corpus = tasks.scan(spec)
+    plain, spoken = ([re.sub("`.*?`", "", example.issue) for example in tasks.iter_tasks(one, "held_out", corpus)]
+                     for one in (dataclasses.replace(spec, voice="maintainer"), spec))
+    assert not set(plain) & set(spoken)
+    words = set(corpus.words)
+    said = [re.sub("`.*?`", "", example.issue) for example in tasks.iter_tasks(spec, "train", corpus)]
+    babbled = [set(re.findall(r"[^ .]+", text)) <= words for text in said]
+    assert 0.2 < sum(babbled) / len(babbled) < 0.4
+    with pytest.raises(ValueError, match="voice is 'nobody'; needed is one of maintainer, user"):
+        dataclasses.replace(spec, voice="nobody")

@@ -9,16 +9,18 @@ the index begins. It appears under its name whole or not at all, on a local disk
 from __future__ import annotations
 
 import collections
+import contextlib
 import heapq
 import itertools
 import json
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
+
+from swerl_jax.curate import files
 
 KEY_COLUMNS = 6  # of a row; numbers or texts, each column of one type, by which rows are sorted and told apart
 FAN_IN = 256  # runs read at once
@@ -162,25 +164,19 @@ class _Writer:
         self.buckets = buckets
         self.meta: Mapping[str, Any] = {}
         self.count = 0
-        self._files, self._path = fsspec.core.url_to_fs(url)
-        self._partial = f"{self._path}.{os.getpid()}.partial"
         self._blocks: list[tuple[int, int, int]] = []
         self._position = 0
+        self._url, self._open = url, contextlib.ExitStack()
 
     def __enter__(self) -> _Writer:
-        self._files.makedirs(self._files._parent(self._path), exist_ok=True)
-        self._file = self._files.open(self._partial, "wb")
+        self._file = self._open.enter_context(open(self._open.enter_context(files.written(self._url)), "wb"))
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         if kind is None:
             index = {"buckets": self.buckets, "meta": self.meta, "blocks": self._blocks}
             self._file.write(json.dumps(index).encode() + _FOOTER.pack(self._position, _MAGIC))
-        self._file.close()
-        if kind is None:
-            self._files.mv(self._partial, self._path)
-        else:
-            self._files.rm(self._partial)
+        self._open.__exit__(kind, *rest)
 
     def write_segment(self, held: dict[int, list[_Encoded]]) -> None:
         """Writes what is held as one block for each bucket, and empties it."""

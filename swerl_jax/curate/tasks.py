@@ -146,7 +146,7 @@ def shards_at(path: str) -> tuple[str, str]:
     Raises:
       ValueError: it holds none.
     """
-    names = os.listdir(path) if os.path.isdir(path) else []
+    names = files.names(path)
     patterns = [f"{split}-*-of-*.array_record" for split in (shard_stage.TRAIN, shard_stage.HELD_OUT)]
     found = [os.path.join(path, pattern) if fnmatch.filter(names, pattern) else "" for pattern in patterns]
     if not found[0]:
@@ -196,7 +196,7 @@ def inspect(config: ml_collections.ConfigDict, given: Callable[[str], bool], *, 
       ValueError: there is no such example.
     """
     path = config.data.shards
-    made = _manifest(path) if os.path.isdir(path) else None
+    made = _manifest(path)
     text = {name: made["config"][name] if made and not given(name) else dict(config_lib.flat(config))[name]
             for name in TEXT_SETTINGS}
     counter = TokenCounter(Chat(load_tokenizer(text["tokenizer"]), text["chat"]), text["prompt.style"])

@@ -41,6 +41,7 @@ def mutate(
     rng: random.Random,
     operators: Collection[str] = (),
     used: Mapping[str, int] | None = None,
+    voice: str = "maintainer",
 ) -> Mutation | None:
     """Injects one bug into the function on the lines `span` of `source`.
 
@@ -51,6 +52,7 @@ def mutate(
       operators: names in OPERATORS to choose from; empty: all.
       used: how often each operator was used so far; the least used that applies is taken, which balances a corpus. Without
         it all that apply are as likely.
+      voice: whose words the issue is in, a name in symptoms.VOICES.
 
     Returns:
       The mutation, or None where no operator applies. It compiles, and its syntax tree differs from the original's.
@@ -66,7 +68,7 @@ def mutate(
         rng.shuffle(edits)
         for edit in edits:
             if _is_bug(function, edit, original):
-                issue = symptoms.describe(rng, name, function.node.name, edit.subject, function.replaced(edit))
+                issue = symptoms.describe(rng, voice, name, function.node.name, edit.subject, function.replaced(edit))
                 return Mutation(function.apply(edit), name, function.node.name, issue, function.line(edit))
     return None
 

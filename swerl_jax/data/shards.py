@@ -23,7 +23,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from swerl_jax.data import swebench
+from swerl_jax.data import remote, swebench
 from swerl_jax.data.records import Example
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".array_record")
@@ -128,15 +128,18 @@ def open_examples(path: str | os.PathLike[str]) -> Examples:
     """Opens one file, a directory of such files, or a glob pattern, for access by position.
 
     Args:
-      path: files end in one of SUFFIXES; several are joined in the order of their names. Rows are examples as
-        `write_examples` leaves them, or rows in SWE-bench's format (`problem_statement` and `patch`).
+      path: local or remote (`gs://…`, see `remote.local_copy`); files end in one of SUFFIXES; several are joined in the
+        order of their names. Rows are examples as `write_examples` leaves them, or rows in SWE-bench's format
+        (`problem_statement` and `patch`).
 
     Raises:
       ValueError: nothing to open, or a file that is not what its name says. Rows are checked when they are read.
     """
     path = os.fspath(path)
     found = [path]
-    if os.path.isdir(path):
+    if remote.is_remote(path):
+        found = [url for url in remote.find(path) if _suffix(url)]
+    elif os.path.isdir(path):
         found = sorted(os.path.join(path, name) for name in os.listdir(path) if _suffix(name))
     elif not os.path.exists(path):
         found = sorted(name for name in glob.glob(path, recursive=True) if _suffix(name))
@@ -169,14 +172,17 @@ class Examples(collections.abc.Sequence):
         try:
             return _parse(data)
         except (ValueError, RecursionError) as error:
-            raise MalformedRow(file.path, row, str(error)) from error
+            raise MalformedRow(file.name, row, str(error)) from error
 
 
 class _Lines:
-    """Lines of a file mapped into memory (or decompressed there) with the offset of each that is not empty."""
+    """Lines of a file mapped into memory (or decompressed there) with the offset of each that is not empty.
 
-    def __init__(self, path: str):
-        self.path = path
+    `name` is what messages call it: where it was asked for, which for a copy is not where it lies.
+    """
+
+    def __init__(self, path: str, name: str):
+        self.name = name
         self._data = _decompress(path) if path.endswith(".gz") else _map(path)
         self._starts, self._ends, self._rows = array.array("Q"), array.array("Q"), array.array("Q")
         start, size = 0, len(self._data)
@@ -199,14 +205,14 @@ class _Lines:
 
 
 class _Records:
-    """Records of one ArrayRecord file."""
+    """Records of one ArrayRecord file; `name` as for lines."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, name: str):
+        self.name = name
         # No read-ahead and no threads: rows are drawn in random order.
         self._reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
         if not self._reader.ok():
-            raise ValueError(f"{path} is no ArrayRecord file, or is damaged; write it anew")
+            raise ValueError(f"{name} is no ArrayRecord file, or is damaged; write it anew")
 
     def __len__(self) -> int:
         return self._reader.num_records()
@@ -215,14 +221,15 @@ class _Records:
         try:
             return index + 1, self._reader.read([index])[0]
         except RuntimeError as error:  # what the reader raises for a damaged chunk
-            raise MalformedRow(self.path, index + 1, f"the record cannot be read ({error})") from error
+            raise MalformedRow(self.name, index + 1, f"the record cannot be read ({error})") from error
 
 
-def _open_file(path: str) -> _Lines | _Records:
+def _open_file(name: str) -> _Lines | _Records:
+    path = remote.local_copy(name) if remote.is_remote(name) else name
     suffix = _suffix(path)
     if not suffix or not os.path.isfile(path):
-        raise ValueError(f"{path} is no example file; needed is a file ending in one of {SUFFIXES}")
-    return _Records(path) if suffix == ".array_record" else _Lines(path)
+        raise ValueError(f"{name} is no example file; needed is a file ending in one of {SUFFIXES}")
+    return _Records(path, name) if suffix == ".array_record" else _Lines(path, name)
 
 
 def _map(path: str) -> mmap.mmap | bytes:

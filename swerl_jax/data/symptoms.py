@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import random
 import re
+from collections.abc import Sequence
+
+_Texts = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
 # Per operator: sentences about a piece of code that the bug leaves in place (or has put there), then sentences
 # without one. {name} is the function, {subject} the piece.
-_TEXTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_MAINTAINER: _Texts = {
     "comparison_flipped": (
         ("`{name}` takes the wrong branch: the check of `{subject}` has the opposite outcome.",
          "In `{name}` a comparison with `{subject}` is the wrong way round, so good input is treated as bad."),
@@ -111,26 +114,133 @@ _TEXTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# The same bugs as someone meets them who has not read the code.
+_USER: _Texts = {
+    "comparison_flipped": (
+        ("With a perfectly good `{subject}`, `{name}` treats me as if I had passed rubbish.",
+         "`{name}` accepts every `{subject}` except the ones that I am supposed to pass."),
+        ("`{name}` rejects what it should accept, and the other way round.",),
+    ),
+    "boundary": (
+        ("`{name}` is fine for a small and for a large `{subject}`, just not at the threshold itself.",
+         "All values of `{subject}` work with `{name}`, save for the very first or last one allowed."),
+        ("`{name}` is fine on both sides of the threshold, just not at the threshold itself.",),
+    ),
+    "wrong_operator": (
+        ("The numbers that come out of `{name}` make no sense to me; something is up with how `{subject}` goes into them.",
+         "I checked by hand what `{name}` makes of `{subject}`, and my calculator says otherwise."),
+        ("The numbers that come out of `{name}` make no sense to me.",),
+    ),
+    "off_by_one": (
+        ("I asked `{name}` for one thing and got its neighbour; `{subject}` seems to be shifted.",
+         "Since the last release `{name}` is shifted by a single position around `{subject}`."),
+        ("I asked `{name}` for one thing and got its neighbour.",
+         "Since the last release the output of `{name}` is shifted by a single position."),
+    ),
+    "wrong_bound": (
+        ("Some of my items never make it through `{name}`, or strangers do; look at what it takes of `{subject}`.",),
+        ("Some of my items never make it through `{name}`, or strangers do.",),
+    ),
+    "wrong_constant": (
+        ("Who chose `{subject}` in `{name}`? The manual promises something else.",),
+        ("`{name}` does not do what the manual promises; some setting in it must be another one.",),
+    ),
+    "wrong_string": (
+        ("The output of `{name}` has `{subject}` in it, which makes no sense to me.",),
+        ("The output of `{name}` reads strangely.",),
+    ),
+    "negated_condition": (
+        ("`{name}` does the work only if I leave out `{subject}`.",
+         "As soon as there is a `{subject}`, `{name}` acts as though there were none."),
+        ("`{name}` does its work exactly when it should leave it, and leaves it when I want it.",),
+    ),
+    "missing_not": (
+        ("Without any `{subject}`, `{name}` carries on as though I had given one.",
+         "`{name}` ignores `{subject}` if there is one, and trips over it if there is none."),
+        ("`{name}` carries on as though it had been given everything, when something is lacking.",),
+    ),
+    "and_or": (
+        ("`{name}` is too easy or too hard to please: I thought that `{subject}` was only half of the story.",
+         "Setting only one of the two, say `{subject}`, confuses `{name}`."),
+        ("`{name}` is too easy or too hard to please: setting only one of the two things confuses it.",),
+    ),
+    "swapped_arguments": (
+        ("`{subject}` seems to get things from `{name}` back to front.",),
+        ("`{name}` hands things on back to front.",),
+    ),
+    "swapped_operands": (
+        (),
+        ("The result of `{name}` comes out upside down.",),
+    ),
+    "dropped_statement": (
+        ("After `{name}` nothing has happened to `{subject}`; it used to.",),
+        ("`{name}` forgets something that it used to do.",),
+    ),
+    "wrong_variable": (
+        ("What `{name}` does with `{subject}` looks like it was meant for something else.",),
+        ("`{name}` seems to have confused two of its values.",),
+    ),
+    "wrong_return": (
+        ("I get `{subject}` from `{name}`, which is of no use to me.",),
+        ("What I get from `{name}` is of no use to me.",),
+    ),
+    "early_return": (
+        (),
+        ("My list has many entries, yet `{name}` seems to have seen a single one.",
+         "`{name}` forgets all of my entries but one."),
+    ),
+    "loop_control": (
+        (),
+        ("`{name}` gives up halfway through my list, or never comes back.",
+         "On long lists `{name}` hangs or misses the rest."),
+    ),
+    "wrong_exception": (
+        ("My program dies in `{name}`; I had expected something else than `{subject}` there.",
+         "The documentation of `{name}` does not speak of `{subject}` at all."),
+        ("My program dies in `{name}` although I catch what its documentation lists.",),
+    ),
+    "wrong_function": (
+        ("`{name}` used to work before somebody touched the line with `{subject}`.",
+         "Is `{subject}` in `{name}` a slip? It has a sister that would make more sense here."),
+        ("`{name}` used to work before somebody touched one of its calls.",),
+    ),
+}
+
+VOICES: dict[str, _Texts] = {"maintainer": _MAINTAINER, "user": _USER}
+
 _REPLACED = ("It says `{old}` where it must say `{new}`.", "Write `{new}` instead of `{old}`.")
 _INSERTED = ("`{new}` is missing after `{old}`.", "Add `{new}` after `{old}`.")
 _DELETED = ("`{old}` must not be there.", "Remove `{old}`.")
 
 
-def describe(rng: random.Random, operator: str, name: str, subject: str, removed: str) -> str:
+def describe(rng: random.Random, voice: str, operator: str, name: str, subject: str, removed: str) -> str:
     """Words an issue.
 
     Args:
       rng: picks the wording.
+      voice: who speaks, a name in VOICES.
       operator: the kind of bug.
       name: the function that misbehaves.
       subject: code to mention, or "" for none.
       removed: the text that the repair brings back, which is never mentioned.
     """
-    about, plain = _TEXTS[operator]
+    about, plain = VOICES[voice][operator]
     quoted = re.escape(removed.strip())
     leaks = bool(quoted) and re.search(rf"(?<!\w){quoted}(?!\w)", subject) is not None
     texts = about if about and subject and not leaks else plain
     return rng.choice(texts).format(name=name, subject=subject)
+
+
+def babble(rng: random.Random, name: str, words: Sequence[str]) -> str:
+    """Words an issue that says nothing but which function it is about: words by chance around its name.
+
+    Args:
+      rng: draws them.
+      name: the function.
+      words: to draw from.
+    """
+    before, after = (" ".join(rng.choices(words, k=rng.randint(0, 7))) for _ in range(2))
+    return f"{before} `{name}` {after}.".lstrip().replace(" .", ".")
 
 
 def tell(rng: random.Random, before: str, after: str) -> str:

@@ -43,8 +43,11 @@ class TaskSpec:
       distractor_files: further files of the same scope from the same split, shown and not to be changed.
       drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
       told_share: 0 … 1: of the training tasks, those whose issue gives the repair away.
+      babbled_share: 0 … 1: of the training tasks, those whose issue says nothing, see `symptoms.babble`.
       reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
         FUNCTION and is_renamed.
+      voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a
+        user's, who has not read the code.
       operators: kinds of bugs, names in `operators.OPERATORS`; empty: all.
       is_cut: training functions above `max_function_bytes` give pieces within the bounds, see `pieces`; with FUNCTION.
       is_renamed: give local variables other names each time, and, if it stands alone, the function, its parameters and
@@ -63,7 +66,9 @@ class TaskSpec:
     is_renamed: bool = True
     drill_count: int = 0
     told_share: float = 0.0
+    babbled_share: float = 0.0
     reworded_share: float = 0.0
+    voice: str = "maintainer"
     operators: tuple[str, ...] = ()
     is_cut: bool = False
 
@@ -73,11 +78,16 @@ class TaskSpec:
         if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
-        for name in ("told_share", "reworded_share"):
+        for name in ("told_share", "babbled_share", "reworded_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed is 0 to 1")
+        if self.told_share + self.babbled_share > 1:
+            raise ValueError(f"told_share {self.told_share} and babbled_share {self.babbled_share} are of the same whole; needed is "
+                             "a sum of at most 1")
         if self.reworded_share and not (self.is_renamed and self.scope == FUNCTION):
             raise ValueError(f"reworded_share needs is_renamed and scope {FUNCTION!r}")
+        if self.voice not in symptoms.VOICES:
+            raise ValueError(f"voice is {self.voice!r}; needed is one of {', '.join(symptoms.VOICES)}")
         mutate.check_operators(self.operators)
         if self.is_cut and self.scope == MODULE:
             raise ValueError(f"is_cut needs scope {FUNCTION!r}; a module is shown whole")
@@ -209,19 +219,21 @@ def _task(
         source, names = rename.rename(source, span, rng, is_public=alone)
         if is_training and rng.random() < spec.reworded_share:
             source = reword.reword(source, corpus.words, rng, [name.removeprefix(".") for name in names.values()])
-    bug = mutate.mutate(source, span, rng, spec.operators, used)
+    bug = mutate.mutate(source, span, rng, spec.operators, used, spec.voice)
     if bug is None:
         return None
     texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
     shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
     files = [(shown[path], text) for path, text in texts]
     rng.shuffle(files)
-    is_told = is_training and rng.random() < spec.told_share
+    fate = rng.random() if is_training else 1.0
+    issue = (symptoms.tell(rng, bug.text, source) if fate < spec.told_share else
+             symptoms.babble(rng, bug.function, corpus.words) if fate < spec.told_share + spec.babbled_share else bug.issue)
     return Example(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=symptoms.tell(rng, bug.text, source) if is_told else bug.issue,
+        issue=issue,
         files=dict(files),
         oracle={shown[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
