@@ -4,19 +4,14 @@
     python -m swerl_jax.main --config=configs/export.py --config.checkpoint=runs/tiny-warmstart \\
         --config.export.dtype=float16 --config.out=exported
 
-It teaches how to answer, and little of what to answer: that is left to reinforcement learning. First drills, ever longer
-made-up functions whose issue tells the change: within 500 steps the model learns to copy lines of its prompt. Then injected
-bugs in functions of the standard library and pieces of them, read once each, half of them in other words throughout, so that
-words never seen are copied too. Nine issues in ten tell the repair, one describes a symptom only. The taught thought tells the
-change in words and the edit rewrites the whole function: a causal model cannot choose a line by what comes later in it.
+It teaches how to answer. First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model
+learns to copy lines of its prompt. Then injected bugs in functions of the standard library and pieces of them, read once each,
+half of them in other words throughout, so that words never seen are copied too. Of their issues a fifth tell the repair, a
+third say nothing (words by chance), so that the policy edits where it does not understand, and the others name the fault as a
+maintainer would; what a user's words mean is left to reinforcement learning (configs/tiny.py). The taught thought tells the
+change in words, and the edit rewrites the whole function: a causal model cannot choose a line by what comes later in it.
 
-The parameters that ship (`swerl_jax/models/tiny`) come from earlier forms of this recipe, in five stages: 2,400 steps of short
-edits of all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be
-inferred, a fifth of them told, the last 650 with falling rates, and 520 of whole functions of at most 200 bytes with falling
-rates (seeds 0 to 2, 2 and 5, Python 3.11.7, two AMD EPYC cores shared with other work, three and a half hours); exported as
-float16. On 200 held-out tasks, greedy: 89.0 % [84.5, 93.0] usable answers, mean reward 0.750, 0.967 among usable ones,
-66.0 % [59.5, 72.5] exact. `swerl_jax/models/tiny/scores.json` has the scores that a test holds the parameters to. This recipe
-as it stands has not been run to its end.
+@SHIPPED@
 """
 
 from swerl_jax import config as config_lib
@@ -28,7 +23,8 @@ def get_config(variant: str = ""):
     config = config_lib.update(config_lib.default(), {
         "name": "tiny-warmstart", "phases": ("sft",),
         "tasks.drill_count": 12_800, "tasks.train_count": 52_000, "tasks.held_out_count": 400, "tasks.operators": INFERABLE,
-        "tasks.max_function_bytes": 200, "tasks.is_cut": True, "tasks.told_share": 0.9, "tasks.reworded_share": 0.5,
+        "tasks.max_function_bytes": 200, "tasks.is_cut": True, "tasks.told_share": 0.2, "tasks.babbled_share": 0.3,
+        "tasks.reworded_share": 0.5,
         "data.shuffle": False,
         "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}",
         "sft.lines_around": 100, "prompt.max_tokens": 176, "answer.max_tokens": 256,
