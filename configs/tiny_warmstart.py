@@ -11,7 +11,14 @@ third say nothing (words by chance), so that the policy edits where it does not 
 maintainer would; what a user's words mean is left to reinforcement learning (configs/tiny.py). The taught thought tells the
 change in words, and the edit rewrites the whole function: a causal model cannot choose a line by what comes later in it.
 
-@SHIPPED@
+The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in six stages: 2,400 steps of short edits of
+all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be inferred, a
+fifth of them told, the last 650 with falling rates, 520 of whole functions of at most 200 bytes with falling rates, and 400
+where a third of the issues say nothing, with falling rates (seeds 0 to 2, 2, 5 and 6, Python 3.11.7, two AMD EPYC cores shared
+with other work, four hours); exported as float16. On 200 held-out tasks, greedy: with issues in a maintainer's words, of eleven
+kinds of bugs, 86.0 % [81.0, 90.5] usable answers, mean reward 0.697, 0.973 among usable ones, 70.5 % [64.0, 77.0] exact; in a
+user's words 74.5 % [68.0, 80.5] usable and 47.5 % [40.5, 54.5] exact. `swerl_jax/models/tiny/scores.json` has the scores, on
+the main job's tasks, that a test holds the parameters to. This recipe as it stands has not been run to its end.
 """
 
 from swerl_jax import config as config_lib
