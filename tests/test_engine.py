@@ -86,7 +86,7 @@ def _assert_same(one, other, atol=0.0):
         assert one[name].stop_reason == other[name].stop_reason
 
 
-@pytest.mark.parametrize("is_unrolled", [True, False], ids=["unrolled", "scan"])
+@pytest.mark.parametrize("is_unrolled", [pytest.param(True, id="unrolled", marks=pytest.mark.slow), pytest.param(False, id="scan")])
 def test_the_learner_recomputes_the_samplers_log_probs(is_unrolled):
     engine = _engine() if is_unrolled else _engine(is_unrolled=False, ticks=20)
     turns = _run(engine, [0, 1, 2])

@@ -242,8 +242,8 @@ def _one_step(**sizes):
     return learner, *_step(learner, learner.init(0))
 
 
-@pytest.mark.parametrize("sizes", [pytest.param({"fsdp": 8}, id="fsdp8", marks=pytest.mark.slow),
-                                   pytest.param({"fsdp": 4, "tensor": 2}, id="fsdp4_tensor2")])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}], ids=["fsdp8", "fsdp4_tensor2"])
 def test_a_sharded_step_equals_the_single_devices(sizes):
     _, single, expected = _one_step(fsdp=1)
     learner, state, report = _one_step(**sizes)
@@ -273,6 +273,7 @@ def test_a_state_goes_through_plain_arrays():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_initial_state_follows_from_its_seed():
     learner = _learner()
     a, b, c = (to_arrays(learner.init(seed)) for seed in (5, 5, 6))
@@ -301,6 +302,7 @@ def test_rounding_at_random_keeps_the_mean():
     np.testing.assert_array_equal(np.asarray(rounded(exact, jax.random.key(1)), np.float32), exact)
 
 
+@pytest.mark.slow
 def test_narrow_moments_are_the_wide_ones_rounded():
     wide = _learner(LARGE)
     narrow = _learner(dataclasses.replace(LARGE, moments_dtype=jnp.bfloat16))

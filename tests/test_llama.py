@@ -52,7 +52,8 @@ def test_a_loop_over_layers_and_every_remat_give_the_scans_numbers():
         np.testing.assert_allclose(unrolled, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("remat", sorted(llama.REMAT.keys() - {"none"}))
+@pytest.mark.parametrize("remat", ["layer", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in sorted(llama.REMAT.keys() - {"none", "layer"}))])
 def test_what_the_backward_pass_keeps_changes_no_gradient(remat):
     arch, ids = reference.SMALL, jnp.arange(9)[None]
     model = reference.random_model(arch)

@@ -73,6 +73,7 @@ def test_the_change_is_that_of_merged_matrices(targets):
     assert np.abs(plain - _learner(None).logp(reference.random_model(ARCH), batch))[is_sampled].max() > 0.1
 
 
+@pytest.mark.slow
 def test_gradients_by_the_chain_rule():
     learner = _learner()
     model = _changed(learner)
@@ -94,6 +95,7 @@ def test_gradients_by_the_chain_rule():
                 assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_only_the_change_learns_beside_a_bfloat16_base():
     learner = _learner(param_dtype=jnp.bfloat16)
     state = learner.begin(jax.tree.map(lambda x: x.astype(jnp.bfloat16), reference.random_model(ARCH)))

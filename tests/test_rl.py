@@ -362,6 +362,7 @@ def test_three_scripted_turns_on_a_real_engine():
     assert [r.ids.tolist() for r in alone.rollouts] == [r.ids.tolist() for r in groups[2].rollouts]
 
 
+@pytest.mark.slow
 def test_several_turns_are_learnt_like_one():
     """The whole phase on the scripted agent: the learner's log-probs of what was sampled equal the engine's."""
     one = _agent_phase(three_turns)

@@ -37,7 +37,7 @@ def prompt(example):
 
 @pytest.mark.parametrize("weight, packing", [
     (0.0, PackSettings((16,), (12,), block=4, max_branch_tokens=12, rows=2)),
-    (0.25, PackSettings((0,), (48,), block=8, max_branch_tokens=24, rows=2)),
+    pytest.param(0.25, PackSettings((0,), (48,), block=8, max_branch_tokens=24, rows=2), marks=pytest.mark.slow),
 ], ids=["answers", "documents"])
 def test_the_loss_is_the_plain_models_weighted_mean(weight, packing):
     model = reference.random_model(ARCH)

@@ -62,8 +62,8 @@ def _compare(name, mesh):
         assert np.abs(got - wanted).max() <= 3e-6 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", [
-    name if name == "odd_sizes" else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_equal_the_plain_path(name):
     _compare(name, make_mesh({"fsdp": 1}, jax.devices()[:1]))
 
