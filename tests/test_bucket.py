@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    from gcp_storage_emulator.server import create_server
-
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed; "
+                                 "bash tests/run.sh --slow installs it")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -27,10 +27,10 @@ def bucket(monkeypatch, tmp_path):
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would ask the machine for credentials, again and again
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
     monkeypatch.setenv("SWERL_JAX_CACHE", str(tmp_path / "cache"))
-    server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
+    emulator = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+    emulator.start()
     yield fsspec.filesystem("gs", skip_instance_cache=True)
-    server.stop()
+    emulator.stop()
 
 
 def test_shards_go_to_a_bucket_and_are_read_from_it(bucket, tmp_path):

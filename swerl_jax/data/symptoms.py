@@ -239,8 +239,8 @@ def babble(rng: random.Random, name: str, words: Sequence[str]) -> str:
       name: the function.
       words: to draw from.
     """
-    before, after = (" ".join(rng.choices(words, k=rng.randint(0, 7))) for _ in range(2))
-    return f"{before} `{name}` {after}.".lstrip().replace(" .", ".")
+    before, after = (rng.choices(words, k=rng.randint(0, 7)) for _ in range(2))
+    return " ".join([*before, f"`{name}`", *after]) + "."
 
 
 def tell(rng: random.Random, before: str, after: str) -> str:

@@ -226,18 +226,24 @@ def _task(
     shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
     files = [(shown[path], text) for path, text in texts]
     rng.shuffle(files)
-    fate = rng.random() if is_training else 1.0
-    issue = (symptoms.tell(rng, bug.text, source) if fate < spec.told_share else
-             symptoms.babble(rng, bug.function, corpus.words) if fate < spec.told_share + spec.babbled_share else bug.issue)
     return Example(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=issue,
+        issue=_training_issue(spec, corpus, bug, source, rng) if is_training else bug.issue,
         files=dict(files),
         oracle={shown[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
+
+
+def _training_issue(spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, rng: random.Random) -> str:
+    share = rng.random()
+    if share < spec.told_share:
+        return symptoms.tell(rng, bug.text, source)
+    if share < spec.told_share + spec.babbled_share:
+        return symptoms.babble(rng, bug.function, corpus.words)
+    return bug.issue
 
 
 def _names(paths: list[str], rng: random.Random | None) -> dict[str, str]:
