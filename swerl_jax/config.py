@@ -36,6 +36,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.drill_count": (0, "drills (told changes of made-up code) before the training tasks [tasks]"),
     "tasks.told_share": (0.0, "share of the training tasks whose issue gives the repair away [0 … 1]"),
     "tasks.babbled_share": (0.0, "share of the training tasks whose issue says nothing: words by chance [0 … 1]"),
+    "tasks.misled_share": (0.0, "share of the training tasks whose issue is a user's, of a kind of bug by chance [0 … 1]"),
     "tasks.operators": ((), "kinds of bugs, keys of data.operators.OPERATORS; empty: all"),
     "tasks.voice": ("maintainer", "whose words the issues are in: a maintainer's, who names the fault, or a user's (user)"),
     "tasks.reworded_share": (0.0, "share of the training tasks whose names, texts and numbers are other words [0 … 1]"),

@@ -63,7 +63,7 @@ def test_each_operator_makes_its_own_bug(operator, line, expected):
         if mutation is not None:
             assert (mutation.operator, mutation.function) == (operator, "function")
             assert mutation.text.startswith(head + signature) and mutation.text.endswith(tail)
-            assert "`function`" in mutation.issue and mutation.line in (4, 5)
+            assert mutation.removed in source and mutation.line in (4, 5)
             changed = mutation.text[len(head + signature):-len(tail)].replace("        print('', end=None)\n", "")
             found.add(changed.removeprefix("        ").removesuffix("\n"))
     # The print is there so that a body remains; a bug within it is no case of ours.

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from swerl_jax.data import pieces, shards, stdlib, tasks
+from swerl_jax.data import pieces, shards, stdlib, symptoms, tasks
 
 # Small modules only: the scan takes a fraction of a second.
 SMALL = tasks.TaskSpec(train_count=120, held_out_count=40, max_module_bytes=12_000)
@@ -278,3 +278,20 @@ def test_issues_are_told_babbled_or_in_the_voice_that_is_asked_for():
     assert 0.2 < sum(babbled) / len(babbled) < 0.4
     with pytest.raises(ValueError, match="voice is 'nobody'; needed is one of maintainer, user"):
         dataclasses.replace(spec, voice="nobody")
+
+
+def test_misled_issues_are_a_users_for_a_kind_by_chance():
+    kinds = ("comparison_flipped", "missing_not")
+    spec = dataclasses.replace(SMALL, operators=kinds, misled_share=1.0)
+    sentences = {kind: {_plain(text) for texts in symptoms.VOICES["user"][kind] for text in texts} for kind in kinds}
+    corpus = tasks.scan(spec)
+    train = list(tasks.iter_tasks(spec, "train", corpus))
+    blamed = [next(kind for kind in kinds if _plain(example.issue) in sentences[kind]) for example in train]
+    wrong = sum(kind != example.meta["operator"] for kind, example in zip(blamed, train, strict=True))
+    assert 0.35 < wrong / len(train) < 0.65
+    without = tasks.iter_tasks(dataclasses.replace(spec, misled_share=0.0), "held_out", corpus)
+    assert [example.issue for example in tasks.iter_tasks(spec, "held_out", corpus)] == [example.issue for example in without]
+
+
+def _plain(issue):
+    return re.sub("`.*?`", "", issue)

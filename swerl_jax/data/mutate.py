@@ -1,7 +1,7 @@
 """Injects one bug into one function, leaving every other byte of the file as it was.
 
-On the path: standard library → tasks → here → Example. The operators live in `operators`, their issue texts in
-`symptoms`.
+On the path: standard library → tasks → here → Example. The operators live in `operators`; `symptoms` words
+the issues.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import random
 from collections.abc import Collection, Mapping
 
-from swerl_jax.data import symptoms
 from swerl_jax.data.operators import OPERATORS
 from swerl_jax.data.syntax import Edit, Function, parse_function, parse_quietly
 
@@ -24,14 +23,16 @@ class Mutation:
       text: the whole file with the bug.
       operator: name in OPERATORS.
       function: name of the function that holds the bug.
-      issue: what a user would report; names the function and how it misbehaves, not the fix.
+      subject: code that an issue may mention, which shows where the bug is, or "" for none.
+      removed: the code that the bug replaces, which no issue may mention.
       line: 1-based line of `text` where the edit begins.
     """
 
     text: str
     operator: str
     function: str
-    issue: str
+    subject: str
+    removed: str
     line: int
 
 
@@ -41,18 +42,16 @@ def mutate(
     rng: random.Random,
     operators: Collection[str] = (),
     used: Mapping[str, int] | None = None,
-    voice: str = "maintainer",
 ) -> Mutation | None:
     """Injects one bug into the function on the lines `span` of `source`.
 
     Args:
       source: a whole Python file.
       span: first and last line of the function, 1-based, decorators included.
-      rng: decides operator, place and wording.
+      rng: decides operator and place.
       operators: names in OPERATORS to choose from; empty: all.
       used: how often each operator was used so far; the least used that applies is taken, which balances a corpus. Without
         it all that apply are as likely.
-      voice: whose words the issue is in, a name in symptoms.VOICES.
 
     Returns:
       The mutation, or None where no operator applies. It compiles, and its syntax tree differs from the original's.
@@ -68,8 +67,9 @@ def mutate(
         rng.shuffle(edits)
         for edit in edits:
             if _is_bug(function, edit, original):
-                issue = symptoms.describe(rng, voice, name, function.node.name, edit.subject, function.replaced(edit))
-                return Mutation(function.apply(edit), name, function.node.name, issue, function.line(edit))
+                return Mutation(
+                    function.apply(edit), name, function.node.name, edit.subject, function.replaced(edit), function.line(edit)
+                )
     return None
 
 

@@ -44,6 +44,8 @@ class TaskSpec:
       drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
       told_share: 0 … 1: of the training tasks, those whose issue gives the repair away.
       babbled_share: 0 … 1: of the training tasks, those whose issue says nothing, see `symptoms.babble`.
+      misled_share: 0 … 1: of the training tasks, those whose issue is a user's for a kind of bug drawn by chance: true in what
+        it points at, and in how it misbehaves seldom. It makes a user's sentences known without telling what they mean.
       reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
         FUNCTION and is_renamed.
       voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a
@@ -67,6 +69,7 @@ class TaskSpec:
     drill_count: int = 0
     told_share: float = 0.0
     babbled_share: float = 0.0
+    misled_share: float = 0.0
     reworded_share: float = 0.0
     voice: str = "maintainer"
     operators: tuple[str, ...] = ()
@@ -78,12 +81,12 @@ class TaskSpec:
         if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
-        for name in ("told_share", "babbled_share", "reworded_share"):
+        for name in ("told_share", "babbled_share", "misled_share", "reworded_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed is 0 to 1")
-        if self.told_share + self.babbled_share > 1:
-            raise ValueError(f"told_share {self.told_share} and babbled_share {self.babbled_share} are of the same whole; needed is "
-                             "a sum of at most 1")
+        if self.told_share + self.babbled_share + self.misled_share > 1:
+            raise ValueError(f"told_share {self.told_share}, babbled_share {self.babbled_share} and misled_share "
+                             f"{self.misled_share} are of the same whole; needed is a sum of at most 1")
         if self.reworded_share and not (self.is_renamed and self.scope == FUNCTION):
             raise ValueError(f"reworded_share needs is_renamed and scope {FUNCTION!r}")
         if self.voice not in symptoms.VOICES:
@@ -219,9 +222,10 @@ def _task(
         source, names = rename.rename(source, span, rng, is_public=alone)
         if is_training and rng.random() < spec.reworded_share:
             source = reword.reword(source, corpus.words, rng, [name.removeprefix(".") for name in names.values()])
-    bug = mutate.mutate(source, span, rng, spec.operators, used, spec.voice)
+    bug = mutate.mutate(source, span, rng, spec.operators, used)
     if bug is None:
         return None
+    issue = _issue(rng, spec.voice, bug.operator, bug)
     texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
     shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
     files = [(shown[path], text) for path, text in texts]
@@ -230,20 +234,29 @@ def _task(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=_training_issue(spec, corpus, bug, source, rng) if is_training else bug.issue,
+        issue=_training_issue(spec, corpus, bug, source, issue, rng) if is_training else issue,
         files=dict(files),
         oracle={shown[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
 
 
-def _training_issue(spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, rng: random.Random) -> str:
+def _issue(rng: random.Random, voice: str, operator: str, bug: mutate.Mutation) -> str:
+    return symptoms.describe(rng, voice, operator, bug.function, bug.subject, bug.removed)
+
+
+def _training_issue(
+    spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, issue: str, rng: random.Random,
+) -> str:
+    """Returns `issue`, or what the shares of `spec` put in its place."""
     share = rng.random()
     if share < spec.told_share:
         return symptoms.tell(rng, bug.text, source)
     if share < spec.told_share + spec.babbled_share:
         return symptoms.babble(rng, bug.function, corpus.words)
-    return bug.issue
+    if share < spec.told_share + spec.babbled_share + spec.misled_share:
+        return _issue(rng, "user", rng.choice(sorted(spec.operators or operators.OPERATORS)), bug)
+    return issue
 
 
 def _names(paths: list[str], rng: random.Random | None) -> dict[str, str]:
