@@ -227,11 +227,15 @@ def long(a,
 def test_long_functions_are_cut_into_runs_of_statements():
     head = "def long(a,\n         b=1):\n"
     inner = "    while d:\n        for f in e:\n            break\n"
-    assert list(pieces.pieces(LONG, 90)) == [
+    assert _texts(LONG, 90) == [
         head + "    c = a\n    d = b; e = d\n", head + inner, head + "    e = 2\n", head + "    return d\n"]
-    assert list(pieces.pieces(LONG, 41)) == [
+    assert _texts(LONG, 41) == [
         head + "    c = a\n", head + "    e = 2\n", head + "    return d\n"]
-    assert not list(pieces.pieces("def one(): a = 1; b = 2\n", 20))
+    assert not _texts("def one(): a = 1; b = 2\n", 20)
+
+
+def _texts(text, max_bytes):
+    return [piece for _, piece in pieces.pieces(text, max_bytes)]
 
 
 def test_pieces_and_told_repairs_are_for_training_alone():

@@ -9,28 +9,29 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from swerl_jax.data.syntax import dedent, parse_function, parse_quietly, without_docstring
+from swerl_jax.data.syntax import dedent, parse_alone, without_docstring
 
 MAX_STATEMENTS = 3  # of the block, whatever is nested in them
 _INDENT = "    "
 
 
-def pieces(text: str, max_bytes: int) -> Iterator[str]:
-    """Yields functions that compile, each of at most `max_bytes`, from disjoint runs of statements.
+def pieces(text: str, max_bytes: int) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Yields functions that compile, each of at most `max_bytes`, from disjoint runs of statements: syntax tree and text.
 
     Args:
-      text: one function without indentation, in ASCII, ending in a newline.
+      text: one function without indentation, in ASCII, ending in a newline; of anything else there are no pieces.
       max_bytes: what does not fit is looked into, or left out.
     """
-    node = parse_function(text, (1, len(text.splitlines()))).node
+    node = parse_alone(text)
+    body = [] if node is None else without_docstring(node.body)
     lines = text.splitlines(keepends=True)
-    body = without_docstring(node.body)
-    head = "".join(lines[node.lineno - 1:node.body[0].lineno - 1])
-    if body and head:  # else it stands on one line
+    head = "".join(lines[node.lineno - 1:node.body[0].lineno - 1]) if body else ""
+    if head:  # else it stands on one line
         for first, last in _runs(body, max_bytes - len(head), lines):
             piece = head + _indented(lines[first - 1:last])
-            if len(piece) <= max_bytes and _compiles(piece):
-                yield piece
+            tree = parse_alone(piece) if len(piece) <= max_bytes else None
+            if tree is not None and _compiles(tree):
+                yield tree, piece
 
 
 def _runs(block: list[ast.stmt], limit: int, lines: list[str]) -> Iterator[tuple[int, int]]:
@@ -71,9 +72,9 @@ def _indented(lines: list[str]) -> str:
     return "" if text is None else "".join(_INDENT + line if line.strip() else line for line in text.splitlines(True))
 
 
-def _compiles(text: str) -> bool:
+def _compiles(node: ast.stmt) -> bool:
     try:
-        compile(parse_quietly(text), "piece", "exec")
+        compile(ast.Module([node], []), "piece", "exec")
     except (SyntaxError, ValueError):
         return False
     return True

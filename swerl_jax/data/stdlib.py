@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from swerl_jax.data.mutate import normalised
 from swerl_jax.data.pieces import pieces
 from swerl_jax.data.reword import vocabulary
-from swerl_jax.data.syntax import dedent, parse_quietly, without_docstring
+from swerl_jax.data.syntax import dedent, parse_alone, parse_quietly, without_docstring
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -107,10 +108,10 @@ def scan(
         split = split_of(path)
         for name, whole, span, text in _functions(source):
             is_long = are_cut and split == TRAIN and len(text) > max_bytes
-            for node, part in _pieces(text, max_bytes) if is_long else [(whole, text)]:
-                is_within = min_bytes <= len(part) <= max_bytes and _statements(node) >= min_statements
+            for node, part in pieces(text, max_bytes) if is_long else [(whole, text)]:
+                is_within = min_bytes <= len(part) <= max_bytes and _has_statements(node, min_statements)
                 shape = _shape(node) if is_within or (are_modules_shown and split == TRAIN) else b""
-                if is_within and _stands_alone(part):
+                if is_within and (node is not whole or parse_alone(part) is not None):
                     kept.append(StdlibFunction(path, name, span, part, shape, split))
                 if shape and split == TRAIN:
                     trained.add(shape)
@@ -162,22 +163,9 @@ def _definitions(
             yield from _definitions(child, prefix)
 
 
-def _pieces(text: str, max_bytes: int) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
-    for piece in pieces(text, max_bytes) if _stands_alone(text) else ():
-        yield parse_quietly(piece).body[0], piece
-
-
-def _stands_alone(text: str) -> bool:
-    """Returns whether the lines are just the function: a one-liner behind `if x:` or a `;` is not."""
-    try:
-        tree = parse_quietly(text)
-    except SyntaxError:
-        return False
-    return len(tree.body) == 1 and isinstance(tree.body[0], (ast.FunctionDef, ast.AsyncFunctionDef))
-
-
-def _statements(node: ast.AST) -> int:
-    return sum(isinstance(part, ast.stmt) for top in without_docstring(node.body) for part in ast.walk(top))
+def _has_statements(node: ast.AST, count: int) -> bool:
+    found = (part for top in without_docstring(node.body) for part in ast.walk(top) if isinstance(part, ast.stmt))
+    return sum(1 for _ in itertools.islice(found, count)) == count
 
 
 def _shape(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bytes:

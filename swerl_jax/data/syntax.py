@@ -147,6 +147,15 @@ def parse_function(source: str, span: tuple[int, int]) -> Function:
         raise ValueError(f"lines {first} to {last} hold no function ({error})") from error
 
 
+def parse_alone(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """Returns the function that `text` is and nothing besides: a one-liner behind `if x:` or a `;` is not."""
+    try:
+        body = parse_quietly(text).body
+    except SyntaxError:
+        return None
+    return body[0] if len(body) == 1 and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)) else None
+
+
 def parse_quietly(text: str | bytes) -> ast.Module:
     """Parses Python; that the parser finds something odd (an old escape, `is` with a number) is nobody's concern here.
 
