@@ -311,7 +311,7 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
         steps=r.steps, prompts=r.prompts, samples=r.samples, minibatches=r.minibatches, epochs=r.epochs,
         advantage=r.advantage, aggregation=r.aggregation, constant_length=config.answer.max_tokens,
         learn_truncated=r.learn_truncated, drop_constant_groups=r.drop_constant_groups, max_draws=r.max_draws,
-        max_logp_diff=r.max_logp_diff, max_fault_frac=config.reward.max_fault_frac)
+        max_logp_diff=r.max_logp_diff, importance_cap=r.importance_cap, max_fault_frac=config.reward.max_fault_frac)
     samples = r.samples // deal.parts(r.prompts, r.samples, processes.count)
     one = engine(config, arch, mesh, text, samples=samples, temperature=config.engine.temperature, purpose="train")
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,

@@ -138,6 +138,7 @@ MAY_IMPORT = {
     "learn.advantage": "data.records",
     "learn.batch": "data.records learn.advantage policy.arch policy.attention policy.rows",
     "learn.loss": "",
+    "learn.importance": "learn.batch",
     "learn.learner": "learn.batch learn.loss policy.*",
     "learn.processes": "",
     "learn.deal": "data.records env.episode learn.processes",

@@ -65,6 +65,7 @@ METRICS: dict[str, Metric] = {
     "clip/high_frac": Metric("fraction", "tokens whose ratio is clipped from above"),
     "logp_diff/mean": Metric("nats", "mean |learner − sampler| log-probability of a token learnt from"),
     "logp_diff/max": Metric("nats", "largest |learner − sampler| log-probability of a token learnt from"),
+    "importance/capped_frac": Metric("fraction", "tokens whose importance weight is cut by rl.importance_cap"),
     "loss": Metric("number", "the loss that was minimised, mean over the step's updates"),
     "sft/loss": Metric("nats", "mean negative log-likelihood of a target token"),
     "grad_norm": Metric("number", "global gradient norm before clipping, mean over the step's updates"),

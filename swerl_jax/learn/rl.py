@@ -13,7 +13,7 @@ from swerl_jax.data.loader import Loader
 from swerl_jax.data.records import FORMAT_REASONS, INFRA_FAULT, LENGTH, Example, Group, Rollout
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import Task
-from swerl_jax.learn import advantage, deal
+from swerl_jax.learn import advantage, deal, importance
 from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack, padding_fraction
 from swerl_jax.learn.learner import Learner, State
 from swerl_jax.learn.processes import ALONE, Processes
@@ -37,7 +37,12 @@ class RlSettings:
     drop_constant_groups: bool
     max_draws: int
     max_logp_diff: float
+    importance_cap: float
     max_fault_frac: float
+
+    def __post_init__(self) -> None:
+        if self.importance_cap and self.importance_cap < 1:
+            raise ValueError(f"rl.importance_cap is {self.importance_cap:g}; needed is 0 or at least 1")
 
 
 class RlPhase:
@@ -127,23 +132,33 @@ class RlPhase:
         """rl.epochs × rl.minibatches optimiser steps; each normalises its weights over its own minibatch."""
         settings = self.settings
         size = len(groups) // settings.minibatches
-        sums, reports, packed, first = [], [], [], None
-        for _ in range(settings.epochs):
-            for start in range(0, len(groups), size):
-                batches = pack(self._prefixed(groups[start:start + size]), self._packing)
-                if not batches:
-                    continue
-                gradient, total = self.learner.gradient(state.params, batches, self._reference(batches))
-                first = total if first is None else first
-                self._check_agreement(first)
-                state, report = self.learner.update(state, gradient)
-                sums.append(total)
-                reports.append(report)
-                packed += batches
-        metrics = _learner_metrics(sums, reports, packed, first)
+        starts = range(0, len(groups), size)
+        minibatches = [pack(self._prefixed(groups[start:start + size]), self._packing) for start in starts]
+        minibatches = [batches for batches in minibatches if batches]
+        agreement: dict[str, float] = {}
+        if settings.importance_cap and minibatches:
+            minibatches, agreement = self._corrected(state.params, minibatches)
+        sums, reports = [], []
+        for batches in minibatches * settings.epochs:
+            gradient, total = self.learner.gradient(state.params, batches, self._reference(batches))
+            agreement = agreement or total  # before the first update the parameters are the sampler's
+            self._check_agreement(agreement)
+            state, report = self.learner.update(state, gradient)
+            sums.append(total)
+            reports.append(report)
+        packed = sum(minibatches * settings.epochs, [])
+        metrics = _learner_metrics(sums, reports, packed, agreement)
         if self.learner.loss.kl_coefficient and sums:
             metrics["kl_ref"] = sum(s["kl"] for s in sums) / max(sum(s["tokens"] for s in sums), 1)
         return state, metrics
+
+    def _corrected(self, params: Llama, minibatches: list[list[Batch]]) -> tuple[list[list[Batch]], dict[str, float]]:
+        """(the minibatches as if the learner had sampled them, how far it is from the sampler); costs a forward pass."""
+        cap = self.settings.importance_cap
+        logps = [[self.learner.logp(params, batch) for batch in batches] for batches in minibatches]
+        agreement = importance.differences(sum(minibatches, []), sum(logps, []), cap)
+        return [[importance.corrected(batch, logp, cap) for batch, logp in zip(*pair, strict=True)]
+                for pair in zip(minibatches, logps, strict=True)], agreement
 
     def _reference(self, batches: Sequence[Batch]) -> list[np.ndarray] | None:
         if not self.learner.loss.kl_coefficient:
@@ -186,15 +201,16 @@ def _rewards(group: Group) -> list[float | None]:
 
 
 def _learner_metrics(sums: list[dict[str, float]], reports: list[dict[str, float]], packed: list[Batch],
-                     first: dict[str, float] | None) -> dict[str, float]:
-    """Means over the updates of a step; the sampler–learner difference is of the first, whose weights are the sampler's."""
-    if first is None:
+                     agreement: dict[str, float]) -> dict[str, float]:
+    """Means over the updates of a step; `agreement` holds what sampler and learner differ by before the first."""
+    if not sums:
         return {"update/count": 0, "update/skipped": 0, "tokens/learned": 0, "valid_tokens": 0}
     tokens = max(sum(s["tokens"] for s in sums), 1)
     mean = {name: sum(s[key] for s in sums) / tokens for name, key in (
         ("entropy", "entropy"), ("clip/low_frac", "clip_low"), ("clip/high_frac", "clip_high"))}
     return {**mean,
-            "logp_diff/mean": first["logp_diff"] / max(first["tokens"], 1), "logp_diff/max": first["logp_diff_max"],
+            "logp_diff/mean": agreement["logp_diff"] / max(agreement["tokens"], 1), "logp_diff/max": agreement["logp_diff_max"],
+            "importance/capped_frac": agreement.get("capped", 0) / max(agreement["tokens"], 1),
             "loss": float(np.mean([s["loss"] for s in sums])),
             "grad_norm": float(np.mean([r["grad_norm"] for r in reports])), "lr": reports[-1]["lr"],
             "update/count": len(reports), "update/skipped": sum(r["skipped"] for r in reports),
