@@ -44,7 +44,7 @@ class Stream:
 class SilentEngine:
     """Takes weights; nothing is drawn from it."""
 
-    compilations = 0
+    compilations = weight_bytes = 0
 
     def load(self, params, version):
         self.version = version
@@ -343,4 +343,5 @@ def test_single_turns_on_a_real_engine_with_faults_and_cuts():
     for row in answers:
         assert (row["status"], row["reward"]) == ((TRUNCATED, 0.25) if row["stop_reason"] == LENGTH else (SCORED, 0.5))
         assert (row["tokens"] == 8) >= (row["stop_reason"] == LENGTH)
+    assert metrics["weights/bytes"] == 4 * ARCH.parameters and metrics["seconds/weights"] <= metrics["seconds/sample"]
     assert metrics["logp_diff/max"] <= 1e-5

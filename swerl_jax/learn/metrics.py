@@ -36,7 +36,7 @@ class Metric(NamedTuple):
     meaning: str
 
 
-UNITS = ("fraction", "reward", "tokens", "tokens/s", "s", "GiB", "count", "nats", "number", "text")
+UNITS = ("fraction", "reward", "tokens", "tokens/s", "s", "GiB", "bytes", "count", "nats", "number", "text")
 
 # Every name that may be written, with its unit and meaning. Names are stable: dashboards and readers depend on them.
 METRICS: dict[str, Metric] = {
@@ -73,11 +73,13 @@ METRICS: dict[str, Metric] = {
     "update/count": Metric("count", "optimiser updates in the step, skipped ones included"),
     "update/skipped": Metric("count", "updates skipped because loss or gradient was not finite"),
     "padding_frac": Metric("fraction", "positions of the learner's rows that hold no token"),
+    "weights/bytes": Metric("bytes", "weights that each of an engine's devices gets in a step"),
     "tokens/sampled": Metric("tokens", "tokens the policy sampled in the step"),
     "tokens/learned": Metric("tokens", "tokens that carried loss in the step; of answers whose advantage is not 0, in RL"),
     "tokens_per_s/sample": Metric("tokens/s", "sampled tokens per second of sampling"),
     "tokens_per_s/learn": Metric("tokens/s", "valid row positions per second of learning"),
-    "seconds/sample": Metric("s", "sampling"),
+    "seconds/weights": Metric("s", "handing the learner's weights to the engine"),
+    "seconds/sample": Metric("s", "sampling, the engine's new weights included"),
     "seconds/score": Metric("s", "waiting for rewards after sampling"),
     "seconds/learn": Metric("s", "packing, loss, gradient and update"),
     "seconds/eval": Metric("s", "held-out evaluation"),
@@ -102,7 +104,7 @@ METRICS: dict[str, Metric] = {
 
 # What may differ between a resumed and an uninterrupted run: it measures the machine, not the learning.
 TIMING_KEYS: frozenset[str] = frozenset({
-    "seconds/sample", "seconds/score", "seconds/learn", "seconds/eval", "seconds/checkpoint", "seconds/step",
+    "seconds/weights", "seconds/sample", "seconds/score", "seconds/learn", "seconds/eval", "seconds/checkpoint", "seconds/step",
     "tokens_per_s/sample", "tokens_per_s/learn", "compilations", "memory/peak_gib", "scorer/retries",
 })  # fmt: skip
 

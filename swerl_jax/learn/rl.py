@@ -82,9 +82,11 @@ class RlPhase:
           ValueError: too many faults of ours, no group left to learn from, or sampler and learner disagree.
         """
         started, retries, waiting = time.perf_counter(), self._scorer_retries(), self._collector.seconds_waiting
-        groups, kept = self._sample(state.params, step)
+        self.engine.load(state.params, step)
+        loaded, weight_bytes = time.perf_counter(), self.engine.weight_bytes
+        groups, kept = self._sample(step)
         sampled = time.perf_counter()
-        metrics = rollout_metrics(groups)
+        metrics = rollout_metrics(groups) | {"seconds/weights": loaded - started, "weights/bytes": weight_bytes}
         metrics["scorer/retries"] = self._scorer_retries() - retries
         metrics["seconds/score"] = self._collector.seconds_waiting - waiting
         metrics["group/dropped"] = len(groups) - len(kept)
@@ -97,10 +99,9 @@ class RlPhase:
         metrics["tokens_per_s/learn"] = metrics.pop("valid_tokens") / (ended - sampled)
         return state, metrics, [row for group in groups for row in rollout_rows(group)]
 
-    def _sample(self, params: Llama, step: int) -> tuple[list[Group], list[Group]]:
+    def _sample(self, step: int) -> tuple[list[Group], list[Group]]:
         """(all groups drawn, those to learn from), both in source order."""
         settings = self.settings
-        self.engine.load(params, step)
         drawn: list[Group] = []
         kept: list[Group] = []
         while len(kept) < settings.prompts:

@@ -123,7 +123,7 @@ class Engine:
         return not self._parts
 
     def load(self, model: Llama, version: int) -> None:
-        """Takes new weights: cast, resharded and, where set so, unrolled.
+        """Takes new weights: cast, resharded and, where set so, unrolled; they are there when it returns.
 
         Raises:
           RuntimeError: groups are open; their caches belong to the old weights.
@@ -131,7 +131,12 @@ class Engine:
         if not self.is_idle:
             raise RuntimeError(f"{len(self._parts)} groups are open; weights change only between groups")
         self._model = None  # the old weights are freed before the new ones are made
-        self._model, self.version = self._steps.load(model), version
+        self._model, self.version = jax.block_until_ready(self._steps.load(model)), version
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take on each device."""
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(self._model))
 
     def unload(self) -> None:
         """Frees weights and caches, for what else needs the memory; `load` brings new ones.
