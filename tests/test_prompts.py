@@ -221,13 +221,15 @@ def test_an_unknown_style_is_refused():
 
 
 @pytest.mark.parametrize("before, after, told", [
-    ("if a < b:\n", "if a <= b:\n", "`<` becomes `<=`."),
-    ("x = f(a, b.c)\n", "x = f(b.c, a)\n", "`a, b.c` becomes `b.c, a`."),
-    ("if x:\n    y\n", "if not x:\n    y\n", "Add `not`."),
-    ("if not x:\n    y\n", "if x:\n    y\n", "Remove `not`."),
+    ("if a < b:\n", "if a <= b:\n", "`a < b` becomes `a <= b`."),
+    ("x = f(a, b.c)\n", "x = f(b.c, a)\n", "`(a, b.c)` becomes `(b.c, a)`."),
+    ("if x:\n    y\n", "if not x:\n    y\n", "`if x` becomes `if not x`."),
+    ("if not x:\n    y\n", "if x:\n    y\n", "`if not x` becomes `if x`."),
+    ("for a in b:\n    return a\n", "for a in b:\n  return a\n", "Move `return`."),
+    ("a = 2\nreturn a\n", "return a\n", "Remove `a = 2`."),
     ("a\nb\n", "a\n  c(1)\nb\n", "Add `c(1)`."),
-    ("a = b\nc = a\nreturn a\n", "d = b\nc = d\nreturn d\n", "`a` becomes `d`."),
-    ("a = 1\n" + "x\n" * 60 + "b = 2\n", "a = 2\n" + "x\n" * 60 + "b = 3\n", "`1` becomes `2`. `2` becomes `3`."),
+    ("a = b\nc = a\nreturn a\n", "d = b\nc = d\nreturn d\n", "`a =` becomes `d =`. `= a` becomes `= d`. `return a` becomes `return d`."),
+    ("a = 1\n" + "x\n" * 60 + "b = 2\n", "a = 2\n" + "x\n" * 60 + "b = 3\n", "`= 1` becomes `= 2`. `= 2` becomes `= 3`."),
 ])
 def test_a_thought_tells_the_change(before, after, told):
     example = Example("e", "", "", "issue", {"p.py": before}, {"p.py": after})

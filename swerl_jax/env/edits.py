@@ -46,9 +46,9 @@ def oracle_edits(example: Example, lines_around: int = 0) -> list[patch.Edit]:
 
 
 def change_text(example: Example) -> str:
-    """Returns in words what `oracle_edits` change: "`<` becomes `<=`.", "Add `not`.", "Remove `b`.", each once.
+    """Returns in words what `oracle_edits` change: "`a < b` becomes `a <= b`.", "Add `c()`.", "Remove `c()`.", each once.
 
-    Of every changed line the words between the first and the last that differ.
+    Of every changed line the words between the first and the last that differ, and their neighbours: what changes and where.
 
     Raises:
       ValueError: as `oracle_edits`.
@@ -56,23 +56,30 @@ def change_text(example: Example) -> str:
     told: dict[str, None] = {}
     for edit in oracle_edits(example):
         old, new = edit.search.split("\n"), edit.replace.split("\n")
-        pairs = zip(old, new, strict=True) if len(old) == len(new) else [(edit.search, edit.replace)]
-        told |= dict.fromkeys(_told(*_differing(*pair)) for pair in pairs if pair[0] != pair[1])
+        if len(old) == len(new):
+            told |= dict.fromkeys(_told(*_differing(*pair, neighbours=1)) for pair in zip(old, new) if pair[0] != pair[1])
+        else:
+            told[_told(*_differing(edit.search, edit.replace, neighbours=0))] = None
     return " ".join(told)
 
 
-def _differing(old: str, new: str) -> tuple[str, str]:
-    """Both without the words that they share at either end."""
+def _differing(old: str, new: str, neighbours: int) -> tuple[str, str]:
+    """Both without the words that they share at either end, but for as many `neighbours` there."""
     a, b = _WORD.findall(old), _WORD.findall(new)
     shortest = min(len(a), len(b))
     head = next((i for i in range(shortest) if a[i] != b[i]), shortest)
     tail = next((i for i in range(shortest - head) if a[-1 - i] != b[-1 - i]), shortest - head)
+    left = [i for i in range(head) if a[i].strip()][-neighbours:] if neighbours else []
+    right = [i for i in range(tail) if a[-1 - i].strip()][-neighbours:] if neighbours else []
+    head, tail = min(left, default=head), min(right, default=tail)
     return "".join(a[head:len(a) - tail]).strip(), "".join(b[head:len(b) - tail]).strip()
 
 
 def _told(old: str, new: str) -> str:
     if not old:
         return f"Add `{new}`."
+    if old == new:
+        return f"Move `{old}`."
     return f"`{old}` becomes `{new}`." if new else f"Remove `{old}`."
 
 
