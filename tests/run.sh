@@ -4,7 +4,8 @@
 #   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and a bucket
 #   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
 #   bash tests/run.sh -k chat -x       everything else goes to pytest (-n 0: in one process)
-# As many processes as cores share the tests, at most four: most of the time goes into compiling, on one core each.
+# As many processes as cores share the fast tier, at most four: most of its time goes into compiling, on one core each. The
+# slow tier starts processes of its own and compares with torch: one test after the other.
 # Fails where no test ran, and with CI=true where a test was skipped that the machine could have run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
@@ -16,8 +17,14 @@ if [[ "${1:-}" == --curate ]]; then
   exec "$PYTHON_IN_VENV" -m pytest tests/test_curate_beam.py "${@:2}"
 fi
 case " $* ${SLOW:-0} " in
-  *" --slow "* | *" 1 "*) prepare_environment test,parity,tpu,bucket ;;
-  *) prepare_environment test ;;
+  *" --slow "* | *" 1 "*)
+    prepare_environment test,parity,tpu,bucket
+    shared=(--numprocesses 0)
+    ;;
+  *)
+    prepare_environment test
+    shared=(--numprocesses auto --maxprocesses 4 --dist worksteal)
+    ;;
 esac
 cd "$ROOT"
-exec "$PYTHON_IN_VENV" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+exec "$PYTHON_IN_VENV" -m pytest "${shared[@]}" "$@"
