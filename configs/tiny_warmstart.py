@@ -6,19 +6,21 @@
 
 It teaches how to answer. First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model
 learns to copy lines of its prompt. Then injected bugs in functions of the standard library and pieces of them, read once each,
-half of them in other words throughout, so that words never seen are copied too. Of their issues a fifth tell the repair, a
-third say nothing (words by chance), so that the policy edits where it does not understand, and the others name the fault as a
-maintainer would; what a user's words mean is left to reinforcement learning (configs/tiny.py). The taught thought tells the
-change in words, and the edit rewrites the whole function: a causal model cannot choose a line by what comes later in it.
+most of them in other words throughout, so that words never seen are copied too. Of their issues a tenth tell the repair, a
+tenth are words by chance, a third are a user's about a kind of bug by chance, so that the policy edits where it does not
+understand, and the others name the fault as a maintainer would; what a user's sentences mean is left to reinforcement learning
+(configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the whole function: a
+causal model cannot choose a line by what comes later in it.
 
-The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in six stages: 2,400 steps of short edits of
+The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in eight stages: 2,400 steps of short edits of
 all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be inferred, a
-fifth of them told, the last 650 with falling rates, 520 of whole functions of at most 200 bytes with falling rates, and 400
-where a third of the issues say nothing, with falling rates (seeds 0 to 2, 2, 5 and 6, Python 3.11.7, two AMD EPYC cores shared
-with other work, four hours); exported as float16. On 200 held-out tasks, greedy: with issues in a maintainer's words, of eleven
-kinds of bugs, 86.0 % [81.0, 90.5] usable answers, mean reward 0.697, 0.973 among usable ones, 70.5 % [64.0, 77.0] exact; in a
-user's words 74.5 % [68.0, 80.5] usable and 47.5 % [40.5, 54.5] exact. `swerl_jax/models/tiny/scores.json` has the scores, on
-the main job's tasks, that a test holds the parameters to. This recipe as it stands has not been run to its end.
+fifth of them told, the last 650 with falling rates, 520 of whole functions of at most 200 bytes, 400 where a third of the issues
+say nothing, 600 where four in ten are a user's about a bug by chance, and 500 of thoughts that tell the place too, all with
+falling rates (seeds 0 to 2, 2, 5, 6, 14 and 17, Python 3.11.7, two AMD EPYC cores shared with other work, five hours); exported
+as float16. The last stage is short: before it, 83.5 % of the answers to a maintainer's issues were usable and 67.5 % exact, after
+it 73.5 % [67.5, 79.5] and 47.0 % [40.0, 54.0] (200 held-out tasks of eleven kinds, greedy; mean reward 0.432, 0.948 among usable
+ones). `swerl_jax/models/tiny/scores.json` has the scores, on the main job's tasks, that a test holds the parameters to. This
+recipe as it stands has not been run to its end.
 """
 
 from swerl_jax import config as config_lib
@@ -30,8 +32,8 @@ def get_config(variant: str = ""):
     config = config_lib.update(config_lib.default(), {
         "name": "tiny-warmstart", "phases": ("sft",),
         "tasks.drill_count": 12_800, "tasks.train_count": 52_000, "tasks.held_out_count": 400, "tasks.operators": INFERABLE,
-        "tasks.max_function_bytes": 200, "tasks.is_cut": True, "tasks.told_share": 0.2, "tasks.babbled_share": 0.3,
-        "tasks.reworded_share": 0.5,
+        "tasks.max_function_bytes": 200, "tasks.is_cut": True, "tasks.told_share": 0.1, "tasks.babbled_share": 0.1,
+        "tasks.misled_share": 0.35, "tasks.reworded_share": 0.8,
         "data.shuffle": False,
         "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}",
         "sft.lines_around": 100, "prompt.max_tokens": 176, "answer.max_tokens": 256,
