@@ -7,7 +7,7 @@ It starts from the policy that ships with the project (forms of configs/tiny_war
 machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. A user
 tells the bugs, in sentences that the warm start has heard about any bug whatever: what they mean is for the reward to teach.
 
-Two AMD EPYC cores, Python 3.11: 6 min 37 s with nothing beside it, 8 to 12 s a step. What it changes is in the README,
+Two AMD EPYC cores, Python 3.11: 9 to 15 s a step, as the machine is fast or slow that hour. What it changes is in the README,
 "Watch it learn".
 """
 
