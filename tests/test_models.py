@@ -14,7 +14,7 @@ from swerl_jax.learn.metrics import read_metrics
 from swerl_jax.models import shipped
 
 DIRECTORY = pathlib.Path(shipped.find("embedded:tiny"))
-EXAMPLES = 100
+EXAMPLES = 60
 
 
 def tiny_config():
