@@ -56,7 +56,7 @@ class Recorded:
 
 
 class SilentEngine:
-    compilations = 0
+    compilations = weight_bytes = 0
 
     def load(self, params, version):
         pass
@@ -83,7 +83,7 @@ def make_learner(sizes, devices):
 
 def losses(learner, state, processes, first, last, each=lambda step, state: None):
     """(state, losses of the steps from `first` to `last`)."""
-    settings = RlSettings(STEPS, PROMPTS, SAMPLES, 1, 1, "grpo", "token_mean", 0, True, False, 1, float("inf"), 0.0)
+    settings = RlSettings(STEPS, PROMPTS, SAMPLES, 1, 1, "grpo", "token_mean", 0, True, False, 1, float("inf"), 0.0, 0.0)
     stream = Stream()
     stream.position = first * PROMPTS
     phase = RlPhase(settings, stream, prompt_ids, SilentEngine(), Recorded(), learner, PackSettings(
