@@ -106,7 +106,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "sft.examples": (32, "examples a step"),
     "sft.rows": (8, "rows of a microbatch on each data shard; a row holds one example"),
     "sft.prompt_weight": (0.0, "loss weight of a prompt's token, an answer's being 1; ours"),
-    "sft.thought": ("The fault is in {paths}.", "what the taught answer thinks; {paths}: changed files, {change}: the change; ours"),
+    "sft.thought": ("The fault is in {paths}.", "what the taught answer thinks; {paths}: changed files, {change}: what changes, and between which words; ours"),
     "sft.lines_around": (0, "unchanged lines on either side of a change that the taught answer's search takes along [lines]; ours"),
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),

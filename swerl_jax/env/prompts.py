@@ -91,7 +91,7 @@ def messages(example: Example, style: str, order_seed: int | None = None) -> lis
 
 
 def taught_answer(example: Example, thought: str, lines_around: int = 0) -> str:
-    """`answer_text` with a thought in which {paths} and {change} stand for the changed files and the change in words."""
+    """`answer_text` with a thought in which {paths} and {change} stand for the changed files and `edits.change_text`."""
     change = edits.change_text(example) if "{change}" in thought else ""
     return answer_text(example, thought.format(paths=", ".join(sorted(example.oracle)), change=change), lines_around)
 
