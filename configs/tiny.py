@@ -44,11 +44,11 @@ def get_config(variant: str = ""):
         "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_around": 100,
         "prompt.max_tokens": 160, "answer.max_tokens": 240,
         "model.arch": "init", "model.dtype": "float32",
-        "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48,
-        "rl.steps": 48, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 7e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
+        "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48, "engine.temperature": 0.7,
+        "rl.steps": 88, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 7e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
         "rl.row_tokens": (1024, 1280, 1536), "learner.block": 32,
         "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
-        "eval.every_steps": 0, "eval.examples": 300, "eval.samples": 2, "eval.temperature": 1.0,
+        "eval.every_steps": 0, "eval.examples": 300, "eval.samples": 2, "eval.temperature": 0.7,
         "checkpoints.every_steps": 20, "checkpoints.keep": 2,
     })
     return config_lib.update(config, VARIANTS[variant])

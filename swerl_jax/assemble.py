@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from swerl_jax import engines
 from swerl_jax.data.loader import Loader, Source
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
@@ -27,7 +28,6 @@ from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.scorer import ScoringPool, default_deadline_s
 from swerl_jax.env.tokenizer import load_tokenizer, train_sentencepiece
 from swerl_jax.env.vocabulary import Tokenizer
-from swerl_jax.learn import deal
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
@@ -40,17 +40,13 @@ from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
 from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.engine import Engine
-from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank
-from swerl_jax.policy.local_engine import LocalEngine
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
 REFERENCE_NAME = "reference"
 TASKS_NAME = "tasks"
 TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
-UNROLLED_LAYERS = 16  # above it, tracing every layer costs more than the scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,38 +200,6 @@ def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, 
     return Collector(episode, text.max_answer_tokens, poll=poll)
 
 
-def prefix_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """As configured, or a quarter, a half and the whole of the prompt budget."""
-    whole = config.prompt.max_tokens
-    return tuple(config.engine.prefix_buckets) or tuple(sorted({-(-whole // 4), -(-whole // 2), whole}))
-
-
-def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, *, samples: int, temperature: float,
-           purpose: str, groups: int = 0) -> Engine:
-    """An engine with `samples` lanes a slot; where the learner's `mesh` spans several processes, one on this process's devices."""
-    devices = mesh.devices.flatten()
-    here = [device for device in devices if device.process_index == jax.process_index()]
-    is_alone = len(here) == len(devices)
-    own = mesh if is_alone else mesh_lib.make_mesh({"fsdp": -1, "tensor": min(config.mesh.tensor, len(here))}, here)
-    settings = engine_settings(config, arch, own, text.chat.stop_ids, samples=samples, temperature=temperature,
-                               purpose=purpose, groups=groups)
-    return Engine(arch, settings, own) if is_alone else LocalEngine(arch, settings, own, devices)
-
-
-def engine_settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: tuple[int, ...], *, samples: int,
-                    temperature: float, purpose: str, groups: int = 0) -> EngineSettings:
-    """The shapes of an engine; groups are rounded up to what the mesh's data axes divide."""
-    e = config.engine
-    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
-    slots = -(-(groups or e.groups) // shards) * shards
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
-    unroll = {"true": True, "false": False, "auto": is_cpu and arch.L <= UNROLLED_LAYERS}[str(e.unroll_layers).lower()]
-    return EngineSettings(
-        groups=slots, samples=samples, prefix_buckets=prefix_buckets(config),
-        branch_buckets=(config.answer.max_tokens,), stop_ids=stop_ids, ticks=e.ticks, temperature=temperature,
-        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention)
-
-
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
               processes: Processes = ALONE) -> Evaluator:
     """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
@@ -243,9 +207,9 @@ def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: T
     if left_out:
         print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
     lanes = config.engine.groups * config.rl.samples
-    samples = config.eval.samples // deal.parts(len(examples), config.eval.samples, processes.count)
-    one = engine(config, arch, mesh, text, samples=samples, temperature=config.eval.temperature, purpose="eval",
-                 groups=max(1, lanes // samples))
+    one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=len(examples), samples=config.eval.samples,
+                         groups=max(1, lanes // config.eval.samples), temperature=config.eval.temperature, purpose="eval",
+                         processes=processes)
     return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector, processes)
 
 
@@ -283,7 +247,7 @@ def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSe
     shards = mesh.shape["slice"] * mesh.shape["fsdp"]
     longest = config.answer.max_tokens
     if phase == "sft":
-        prefixes = prefix_buckets(config)
+        prefixes = engines.prefix_buckets(config)
         if config.sft.prompt_weight:
             prefixes, longest = (0,), longest + config.prompt.max_tokens
         step = -(-longest // SFT_SIZES)
@@ -292,7 +256,7 @@ def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSe
     block = config.learner.block or min(128, longest)
     padded = -(-longest // block) * block
     sizes = tuple(sorted({max(padded, -(-config.rl.samples * padded // part // block) * block) for part in (1, 2, 4)}))
-    return PackSettings(prefix_buckets(config), tuple(config.rl.row_tokens) or sizes, block, longest,
+    return PackSettings(engines.prefix_buckets(config), tuple(config.rl.row_tokens) or sizes, block, longest,
                         config.learner.rows * shards)
 
 
@@ -312,8 +276,8 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
         advantage=r.advantage, aggregation=r.aggregation, constant_length=config.answer.max_tokens,
         learn_truncated=r.learn_truncated, drop_constant_groups=r.drop_constant_groups, max_draws=r.max_draws,
         max_logp_diff=r.max_logp_diff, importance_cap=r.importance_cap, max_fault_frac=config.reward.max_fault_frac)
-    samples = r.samples // deal.parts(r.prompts, r.samples, processes.count)
-    one = engine(config, arch, mesh, text, samples=samples, temperature=config.engine.temperature, purpose="train")
+    one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=r.prompts, samples=r.samples,
+                         groups=config.engine.groups, temperature=config.engine.temperature, purpose="train", processes=processes)
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
                    learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
                    scorer_retries=lambda: pool.counts.retries, processes=processes)
@@ -321,14 +285,12 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
 
 def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Parts:
     """What a planner compiles for the last phase of a run: its learner and, for RL, its engine; nothing is allocated."""
-    phase, r, stop_ids = config.phases[-1], config.rl, (0,)
+    phase, r = config.phases[-1], config.rl
     tokens = config.prompt.max_tokens, config.answer.max_tokens
     built = learner(config, arch, mesh, phase), packing(config, mesh, phase)
     if phase == "sft":
         return Parts(*built, StepShape(config.sft.examples, 1, *tokens, 1), None)
-    settings = engine_settings(config, arch, mesh, stop_ids, samples=r.samples, temperature=config.engine.temperature,
-                               purpose="plan")
-    return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), EngineSteps(arch, settings, mesh))
+    return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), engines.planned(config, arch, mesh))
 
 
 def load_params(spec: str, learner: Learner, processes: Processes = ALONE) -> Llama:

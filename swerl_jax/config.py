@@ -74,7 +74,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "distributed.heartbeat_s": (60, "when nothing was heard of one for so long, jax ends all of them [s]"),
     "distributed.deadline_s": (1800.0, "longest wait for the others, where all meet [s]"),
     # -- engine ----------------------------------------------------------------------------------------------------
-    "engine.groups": (8, "prompts sampled at one time (slots)"),
+    "engine.groups": (8, "prompts sampled at one time (slots), by all engines together"),
+    "engine.devices": (0, "of several hosts, too, that hold one copy of the weights and draw together; 0: mesh.tensor, no more than a process has"),
     "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: powers of two up to prompt.max_tokens"),
     "engine.ticks": (32, "tokens decoded between two looks of the host [tokens]"),
     "engine.unroll_layers": ("auto", "layers as an unrolled loop: true, false, or auto (on CPU up to 16 layers)"),
@@ -289,6 +290,8 @@ _RULES = (
     _Rule(lambda c: c.distributed.coordinator not in ("auto", "none") and not 0 <= c.distributed.process < c.distributed.processes,
           "distributed.process is {distributed.process} of distributed.processes={distributed.processes}; needed is a number from 0, "
           "below the count"),
+    _Rule(lambda c: c.engine.devices < 0, "engine.devices is {engine.devices}; needed is 0 or a number of devices"),
+    _Rule(lambda c: c.rl.importance_cap and c.rl.importance_cap < 1, "rl.importance_cap is {rl.importance_cap}; needed is 0 or at least 1"),
     _Rule(lambda c: c.engine.temperature <= 0, "engine.temperature is {engine.temperature}; training needs more than 0"),
     _Rule(lambda c: c.rl.minibatches > 0 and c.rl.prompts % c.rl.minibatches != 0,
           "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),

@@ -198,7 +198,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Answers one issue about given files and shows the diff."""
     with _readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble
+        from swerl_jax import assemble, engines
         from swerl_jax.learn import answer
 
         example = answer.read_example(config.sample.issue, config.sample.files)
@@ -206,8 +206,8 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
         params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
-        engine = assemble.engine(config, arch, mesh, text, samples=1, temperature=config.sample.temperature,
-                                 purpose="sample", groups=1)
+        engine = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=1, samples=1, groups=1,
+                                temperature=config.sample.temperature, purpose="sample")
         engine.load(params, 0)
         print(answer.show(example, answer.ask(engine, text.prompt_ids(example), text.max_answer_tokens), text.tokenizer,
                           text.chat.stop_ids, colour=report_colour()))

@@ -23,7 +23,7 @@ def one_device():
     return make_mesh({"fsdp": 1}, jax.devices()[:1])
 
 
-def random_model(arch, seed=0, spread=0.18):
+def random_model(arch, seed=0, spread=0.18, lora=None):
     """A model in which no parameter is 0 or 1; matrices have the standard deviation `spread`, embeddings thrice that.
 
     At 0.18 ≈ 32^-0.5 logits of SMALL spread by about 1.
@@ -36,7 +36,7 @@ def random_model(arch, seed=0, spread=0.18):
         return jnp.asarray(centre + scale * rng.normal(size=x.shape), x.dtype)
 
     with jax.set_mesh(one_device()):
-        return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: Llama(arch, jax.random.key(0))))
+        return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: Llama(arch, jax.random.key(0), lora=lora)))
 
 
 def parameters(model, dtype=np.float64):

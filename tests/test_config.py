@@ -73,6 +73,8 @@ REFUSALS = {
     "max_lag": ({"rl.max_lag": 1}, "rl.max_lag is 1", r"only 0 \(synchronous\)"),
     "phases": ({"phases": ("sft", "dpo")}, "'dpo'", "out of sft, rl"),
     "temperature": ({"engine.temperature": 0.0}, "0.0", "more than 0"),
+    "devices": ({"engine.devices": -1}, "engine.devices is -1", "0 or a number"),
+    "cap": ({"rl.importance_cap": 0.5}, "rl.importance_cap is 0.5", "0 or at least 1"),
     "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
     "truncated": ({"reward.truncated": "zero"}, "'zero'", "score or a number"),
     "truncated_nan": ({"reward.truncated": "nan"}, "'nan'", "score or a number"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from swerl_jax.learn import loop
-from swerl_jax.learn.deal import answer, parts
+from swerl_jax.learn.deal import parts
 from swerl_jax.learn.processes import ALONE, NONE, JoinSettings, ProcessError, Processes, StopRequested, join
 
 

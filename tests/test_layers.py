@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "models.shipped": "",
     "run_directory": "config data.atomic_file",
     "together": "run_directory learn.processes",
+    "engines": "learn.deal learn.processes policy.*",
     "main": "*",
     "assemble": "*",
     # data/: the nouns, and where examples come from
@@ -127,7 +128,7 @@ MAY_IMPORT = {
     "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.llama policy.mesh policy.sampler "
                            "policy.splash",
     "policy.engine": "data.records policy.*",
-    "policy.local_engine": "policy.*",
+    "policy.team_engine": "policy.*",
     # learn/: what learns
     "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
     "learn.plan": "learn.batch learn.flop_count learn.hlo_count learn.learner policy.*",
@@ -141,7 +142,7 @@ MAY_IMPORT = {
     "learn.importance": "learn.batch",
     "learn.learner": "learn.batch learn.loss policy.*",
     "learn.processes": "",
-    "learn.deal": "data.records env.episode learn.processes",
+    "learn.deal": "data.records env.collector env.episode learn.processes policy.engine",
     "learn.manifest": "data.atomic_file",
     "learn.checkpoint": "learn.manifest learn.processes",
     "learn.metrics": "data.atomic_file data.records",

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import time
 
-import jax
 import joined
 import numpy as np
 import pytest
 import reference_llama as reference
 import small
 
+from swerl_jax import config as config_lib, engines
 from swerl_jax.data.records import SCORED, STOP, Example, Group, Outcome, Rollout
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
@@ -21,14 +21,12 @@ from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.metrics import read_metrics
 from swerl_jax.learn.processes import ALONE
 from swerl_jax.learn.rl import RlPhase, RlSettings
-from swerl_jax.policy.engine import Engine
-from swerl_jax.policy.engine_steps import EngineSettings
-from swerl_jax.policy.local_engine import LocalEngine
+from swerl_jax.policy.engine import Team
 from swerl_jax.policy.mesh import make_mesh, run_devices
 
 DEVICES, STEPS, SAVED = 4, 5, 3
 PROMPTS, SAMPLES, LONGEST = 2, 4, 12
-ARCH = dataclasses.replace(reference.SMALL, V=62)  # so that two devices share it
+ARCH = dataclasses.replace(reference.SMALL, V=64)  # so that four devices share it
 
 
 class Stream:
@@ -58,11 +56,17 @@ class Recorded:
 class SilentEngine:
     compilations = weight_bytes = 0
 
+    def __init__(self, processes):
+        self.team = Team(processes.index, processes.count)
+
     def load(self, params, version):
         pass
 
     def unload(self):
         pass
+
+    def serve(self, work):
+        return work()
 
 
 def rollout(group, sample):
@@ -86,7 +90,7 @@ def losses(learner, state, processes, first, last, each=lambda step, state: None
     settings = RlSettings(STEPS, PROMPTS, SAMPLES, 1, 1, "grpo", "token_mean", 0, True, False, 1, float("inf"), 0.0, 0.0)
     stream = Stream()
     stream.position = first * PROMPTS
-    phase = RlPhase(settings, stream, prompt_ids, SilentEngine(), Recorded(), learner, PackSettings(
+    phase = RlPhase(settings, stream, prompt_ids, SilentEngine(processes), Recorded(), learner, PackSettings(
         (8,), (2 * LONGEST,), block=4, max_branch_tokens=LONGEST, rows=DEVICES), processes=processes)
     found = []
     for step in range(first, last):
@@ -97,21 +101,32 @@ def losses(learner, state, processes, first, last, each=lambda step, state: None
     return state, found
 
 
-def sampled(params, mesh, devices):
-    """Ids and log-probabilities of one group's answers, from an engine on this process's devices."""
-    settings = EngineSettings(groups=2, samples=2, prefix_buckets=(8,), branch_buckets=(LONGEST,), stop_ids=(), ticks=LONGEST,
-                              is_unrolled=False)
-    here = [device for device in devices if device.process_index == jax.process_index()]
-    own = make_mesh({"fsdp": -1, "tensor": min(2, len(here))}, here)
-    engine = Engine(ARCH, settings, mesh) if len(here) == len(devices) else LocalEngine(ARCH, settings, own, np.array(devices))
+def sampled(params, mesh, processes, together):
+    """Ids and log-probabilities of one group's answers, from an engine of so many devices; None where it only follows."""
+    config = config_lib.update(config_lib.default(), {
+        "engine.devices": together, "engine.prefix_buckets": (8,), "answer.max_tokens": LONGEST, "engine.ticks": LONGEST,
+        "model.dtype": "float32", "engine.unroll_layers": "false", "mesh.tensor": 2})
+    engine = engines.engine(config, ARCH, mesh, (), prompts=4, samples=2, groups=4, temperature=1.0, purpose=f"of {together}",
+                            processes=processes)
     engine.load(params, 0)
-    engine.open(0, prompt_ids(Example("1", "", "", "", {}, {})), 2, max_branch_tokens=LONGEST)
-    for sample in range(2):
-        engine.draw(0, sample, LONGEST)
-    turns = {}
-    while len(turns) < 2:
-        turns |= {sample: turn for _, sample, turn in engine.tick()}
-    return [[turns[i].ids.tolist(), turns[i].logp.tolist()] for i in range(2)]
+
+    def ask():
+        engine.open(0, prompt_ids(Example("1", "", "", "", {}, {})), 2, max_branch_tokens=LONGEST)
+        for sample in range(2):
+            engine.draw(0, sample, LONGEST // 2)
+        turns = {}
+        for asked in range(2):  # a second turn, after ids that were not drawn
+            while len(turns) < 2 * (asked + 1):
+                turns |= {(asked, sample): turn for _, sample, turn in engine.tick()}
+            for sample in range(2 - 2 * asked):
+                engine.draw(0, sample, 2, ids=np.array([3, 4], np.int32))
+        for sample in range(2):
+            engine.close(0, sample)
+        return [[turn.ids.tolist(), turn.logp.tolist()] for _, turn in sorted(turns.items())]
+
+    answers = engine.serve(ask)
+    engine.unload()
+    return answers
 
 
 def learns(directory, processes):
@@ -122,8 +137,8 @@ def learns(directory, processes):
     state, found = losses(learner, learner.init(0), processes, 0, STEPS, lambda step, state: step == SAVED and checkpoints.save(
         step, to_arrays(state), {"step": step}))
     checkpoints.close()
-    answers = sampled(state.params, learner.mesh, devices)
-    seen = {"losses": found, "answers": answers}
+    seen = {"losses": found, "answers": {together: sampled(state.params, learner.mesh, processes, together)
+                                         for together in (0, 2, 4)}}
     if (directory / "of2").exists() and processes.count == 4:  # go on with what two processes saved, on another mesh
         learner = make_learner({"fsdp": 4}, devices)
         saved = Checkpoints.open(directory / "of2", processes=processes)
@@ -142,11 +157,16 @@ def test_one_two_and_four_processes_learn_and_answer_alike(tmp_path):
     assert sorted(seen) == ["1.0", "2.0", "2.1", "4.0", "4.1", "4.2", "4.3"]
     expected = seen["1.0"]
     assert len(set(expected["losses"])) == STEPS
-    for one in seen.values():
+    leading = {"0": "all", "2": {"1.0", "2.0", "2.1", "4.0", "4.2"}, "4": {"1.0", "2.0", "4.0"}}
+    for name, one in seen.items():
         np.testing.assert_allclose(one["losses"], expected["losses"], atol=1e-5)
-        for (ids, logp), (wanted_ids, wanted_logp) in zip(one["answers"], expected["answers"], strict=True):
-            assert ids == wanted_ids
-            np.testing.assert_allclose(logp, wanted_logp, atol=1e-5)
+        for together, answers in one["answers"].items():
+            if leading[together] != "all" and name not in leading[together]:
+                assert answers is None, "it follows another"
+                continue
+            for (ids, logp), (wanted_ids, wanted_logp) in zip(answers, expected["answers"][together], strict=True):
+                assert ids == wanted_ids
+                np.testing.assert_allclose(logp, wanted_logp, atol=1e-5)
     for rank in range(4):
         np.testing.assert_allclose(seen[f"4.{rank}"]["resumed"], expected["losses"][SAVED:], atol=1e-5)
 
@@ -157,6 +177,7 @@ def start_run(data, directory, address, rank, count, *arguments):
                       "--config.eval.every_steps=0", "--config.rl.minibatches=1", "--config.checkpoints.every_steps=1000",
                       "--config.answer.max_tokens=32", "--config.engine.ticks=32", "--config.rl.row_tokens=(128,)",
                       "--config.log.tensorboard=False", "--config.optimizer.max_skipped=1000",
+                      f"--config.engine.devices={count}",  # where they are two, the second only follows the first
                       f"--config.distributed.coordinator={address if count > 1 else 'none'}",
                       f"--config.distributed.processes={count}", f"--config.distributed.process={rank}",
                       f"--config.distributed.heartbeat_s={joined.HEARTBEAT_S}", *arguments),

@@ -24,7 +24,7 @@ def test_every_word_is_other_and_the_rest_stays():
     pattern = (r'def (w.)\(self, (w.), _(w.)=(\d\d)\):\n    # (W.) any (W.)\.\n'
                r'    if len\((w.)\) > 2 and self\.(W.)_(W.) > (\d{3}):\n'
                r'        raise ValueError\("(w.) %s (w.) (W.)\\n" % (w.)\)\n'
-               r'    self\.__dict__ = (w.)\.(w.)(W.)\((w.)=_(w.)\)\n    return f"\{2\}", b"raw bytes"\n')
+               r'    self\.__dict__ = (w.)\.(w.)(W.)\((w.)=_(w.)\)\n    return f"\{2\}", b"(w.) (w.)"\n')
     found = re.fullmatch(pattern.replace(" any ", " (w.) ").replace("W.", "W.|W[A-Z]"), made)
     assert found, made
     assert found[2] == found[8] == found[15] == found[16] != found[1]  # the parameter, wherever it stands
@@ -39,6 +39,13 @@ def test_kept_names_stay():
 def test_what_would_not_compile_stays_as_it_is():
     assert reword.reword("def f(:", WORDS, random.Random(0)) == "def f(:"
     assert reword.reword("x = '''open", WORDS, random.Random(0)) == "x = '''open"
+
+
+def test_invented_words_are_like_words_but_new():
+    words = ["buffer", "query", "for", "zone"] * 50
+    made = reword.invented(words, random.Random(0))
+    assert len(made) == len(words) and len(set(made) - set(words)) > 100
+    assert all(re.fullmatch("[a-z]{2,8}", word) for word in made)
 
 
 def test_vocabulary_is_of_whole_lower_case_words():

@@ -11,6 +11,7 @@ import io
 import keyword
 import random
 import re
+import string
 import tokenize
 from collections.abc import Collection, Iterable, Sequence
 
@@ -25,6 +26,17 @@ _SMALLEST_NUMBER = 3  # smaller ones carry the sense of a loop or a slice
 def vocabulary(texts: Iterable[str]) -> list[str]:
     """Returns the lower-case words of some texts, each once, in order."""
     return sorted({word for text in texts for word in _WORD.findall(text)} - _KEPT)
+
+
+def invented(words: Sequence[str], rng: random.Random) -> list[str]:
+    """As many words that nobody uses: halves of two, one letter in them another; they can be copied, but not known."""
+    return [_misspelt(one[:len(one) // 2 + 1] + other[len(other) // 2:], rng)
+            for one, other in zip(words, rng.sample(list(words), len(words)), strict=True)]
+
+
+def _misspelt(word: str, rng: random.Random) -> str:
+    at = rng.randrange(len(word))
+    return word[:at] + rng.choice(string.ascii_lowercase) + word[at + 1:]
 
 
 def reword(text: str, words: Sequence[str], rng: random.Random, kept: Collection[str] = ()) -> str:
@@ -61,7 +73,7 @@ def _reworded(token: tokenize.TokenInfo, words: Sequence[str], rng: random.Rando
         if old not in mapping:
             mapping[old] = _other_name(old, words, rng, set(mapping.values()))
         return mapping[old]
-    if token.type == tokenize.STRING and old[0] in "'\"" or token.type == tokenize.COMMENT:
+    if token.type == tokenize.STRING and old[0] in "'\"bB" or token.type == tokenize.COMMENT:
         return _RUN.sub(lambda found: _spelt(found[0], rng.choice(words)), old)
     if token.type == tokenize.NUMBER and _NUMBER.fullmatch(old) and int(old) >= _SMALLEST_NUMBER:
         return str(rng.randrange(max(_SMALLEST_NUMBER, 10 ** (len(old) - 1)), 10 ** len(old)))

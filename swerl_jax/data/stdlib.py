@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import os
 import pathlib
+import random
 import re
 import sysconfig
 from collections.abc import Iterator
 
 from swerl_jax.data.mutate import normalised
 from swerl_jax.data.pieces import pieces
-from swerl_jax.data.reword import vocabulary
+from swerl_jax.data.reword import invented, vocabulary
 from swerl_jax.data.syntax import dedent, parse_alone, parse_quietly, without_docstring
 
 TRAIN = "train"
@@ -67,8 +68,9 @@ class Corpus:
 
     @functools.cached_property
     def words(self) -> list[str]:
-        """The words of the training modules."""
-        return vocabulary(text for path, text in self.modules.items() if split_of(path) == TRAIN)
+        """The words of the training modules, and as many invented ones."""
+        words = vocabulary(text for path, text in self.modules.items() if split_of(path) == TRAIN)
+        return words + invented(words, random.Random(0))
 
     def of(self, split: str) -> list[StdlibFunction]:
         """Returns the functions of one split."""

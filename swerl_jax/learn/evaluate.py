@@ -38,9 +38,7 @@ class Evaluator:
         """The groups, in the examples' order; random numbers depend on the example's place only."""
         self.engine.load(params, version)
         tasks = [Task(i, example, self.prompt_ids(example), self.samples) for i, example in enumerate(self.examples)]
-        parts = deal.parts(len(tasks), self.samples, self.processes.count)
-        groups = deal.answer(f"evaluation of version {version}", tasks, parts, self.processes,
-                             lambda some: self.collector.run(self.engine, some))
+        groups = deal.answer(f"evaluation of version {version}", tasks, self.engine, self.collector, self.processes)
         self.engine.unload()
         return groups
 

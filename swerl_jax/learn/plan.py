@@ -244,7 +244,8 @@ def _engine_programs(parts: Parts) -> list[Program]:
     steps, shape, model = parts.steps, parts.shape, parts.learner.base
     settings, data = steps.settings, steps.data_shards
     S, C = settings.prefix_buckets[-1], settings.branch_buckets[-1]
-    waves = -(-shape.prompts // settings.groups)
+    dealt = shape.prompts * -(-shape.samples // settings.samples)  # shares of groups, each with its prefix
+    waves = -(-dealt // settings.groups)
     chunks = [steps.live_columns(start, C) for start in range(0, shape.answer_tokens, settings.ticks)]
     few, many = min(chunks[1:] or chunks), max(chunks)
     share = [(columns - few) / (many - few) if many > few else 1.0 for columns in chunks]
@@ -252,7 +253,7 @@ def _engine_programs(parts: Parts) -> list[Program]:
     at_many = steps.trace(model, S, C, many)
     causal = splash.plan(np.zeros((1, 0), np.int32), np.ones((1, S), bool), RowShape(S, splash.LANES, 0))
     found = [Program("reshard", "reshard", 1, at_many["reshard"], weights + _held(model)),
-             Program(f"prefill {data} × {S:,}", "prefill", -(-shape.prompts // data), at_many["prefill"], weights,
+             Program(f"prefill {data} × {S:,}", "prefill", -(-dealt // data), at_many["prefill"], weights,
                      partial(splash.live_share, causal))]
     for columns, runs in ((few, len(chunks) - sum(share)), (many, sum(share))):
         if runs:

@@ -118,6 +118,10 @@ class Processes:
             raise ProcessError(f"not all {self.count} processes came to '{name}' within {self.deadline_s:g} s: {error}"
                                ) from error
 
+    def channel(self, name: str) -> Channel:
+        """From one process to some others, who give the same name; each name is used once."""
+        return Channel(f"swerl_jax/channel/{name}", self.deadline_s)
+
     def announce_stop(self) -> None:
         """Tells all processes that one is to stop."""
         if self.count > 1:
@@ -170,6 +174,37 @@ class Processes:
                 raise ValueError(text) if report.is_wrong_setup else ProcessError(text)
         if any(report.is_stopped for report in reports):
             raise StopRequested
+
+
+class Channel:
+    """Words from one process that all who listen hear in its order, by way of process 0; see Processes.channel."""
+
+    def __init__(self, place: str, deadline_s: float):
+        self._place, self._deadline_s = place, deadline_s
+        self._next, self._forgotten = 0, 0
+
+    def tell(self, words: bytes) -> None:
+        """To everyone who listens; does not wait."""
+        _client().key_value_set_bytes(f"{self._place}/{self._next}", words)
+        self._next += 1
+
+    def hear(self) -> bytes:
+        """What was told next.
+
+        Raises:
+          ProcessError: nothing was, within the deadline.
+        """
+        words = _take(f"{self._place}/{self._next}", time.monotonic() + self._deadline_s)
+        if words is None:
+            raise ProcessError(f"nothing was told over '{self._place}' for {self._deadline_s:g} s")
+        self._next += 1
+        return words
+
+    def forget(self) -> None:
+        """Frees what was told so far: everyone has heard it."""
+        for number in range(self._forgotten, self._next):
+            _client().key_value_delete(f"{self._place}/{number}")
+        self._forgotten = self._next
 
 
 ALONE = Processes(0, 1, 0.0)

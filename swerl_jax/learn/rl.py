@@ -40,10 +40,6 @@ class RlSettings:
     importance_cap: float
     max_fault_frac: float
 
-    def __post_init__(self) -> None:
-        if self.importance_cap and self.importance_cap < 1:
-            raise ValueError(f"rl.importance_cap is {self.importance_cap:g}; needed is 0 or at least 1")
-
 
 class RlPhase:
     """One phase: `step` samples a batch of groups and learns from it.
@@ -65,7 +61,6 @@ class RlPhase:
         self.reference = reference
         self._prompt_ids, self._collector, self._packing = prompt_ids, collector, packing
         self._scorer_retries, self._processes = scorer_retries, processes
-        self._parts = deal.parts(settings.prompts, settings.samples, processes.count)
 
     @property
     def compilations(self) -> int:
@@ -112,8 +107,8 @@ class RlPhase:
                     f"{settings.prompts} are needed; raise rl.max_draws or rl.samples, choose examples that are neither too "
                     "easy nor too hard, or set rl.drop_constant_groups=False")
             tasks = [self._task() for _ in range(need)]
-            groups = deal.answer(f"answers of step {step}, {len(drawn)} groups before", tasks, self._parts, self._processes,
-                                 lambda some: self._collector.run(self.engine, some))
+            groups = deal.answer(f"answers of step {step}, {len(drawn)} groups before", tasks, self.engine, self._collector,
+                                 self._processes)
             drawn += groups
             kept += [g for g in groups if not (settings.drop_constant_groups and advantage.is_constant(_rewards(g)))]
         self.engine.unload()

@@ -75,7 +75,7 @@ def attend_part(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.A
 
 def merge(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
     """`attend` over all segments from `attend_part` over some of them at a time."""
-    total = jax.nn.logsumexp(jnp.stack([part for _, part in parts]), axis=0)
+    total = functools.reduce(jnp.logaddexp, (part for _, part in parts))
     o = sum(o * jnp.einsum("prktg->prtkg", jnp.exp(part - total))[..., None] for o, part in parts)
     return o.astype(parts[0][0].dtype)
 

@@ -14,7 +14,8 @@ import collections
 import dataclasses
 import hashlib
 import struct
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,23 @@ from swerl_jax.policy import sampler
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
 from swerl_jax.policy.llama import Llama
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """Processes whose devices hold one copy of the weights and draw together.
+
+    Attributes:
+      index, count: this one's number, and how many there are.
+      leads: whether this process asks for what the team runs; another follows it.
+    """
+
+    index: int = 0
+    count: int = 1
+    leads: bool = True
 
 
 class Policy(Protocol):
@@ -100,8 +118,10 @@ def bucket(size: int, buckets: tuple[int, ...], what: str) -> int:
 class Engine:
     """See the module's text. All calls come from the thread that owns the devices."""
 
+    team = Team()
+
     def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh):
-        self.arch, self.settings, self.mesh = arch, settings, mesh
+        self.settings, self.mesh = settings, mesh
         self.version = -1
         self.tokens_drawn = 0
         self._model: Llama | None = None
@@ -147,6 +167,10 @@ class Engine:
         if not self.is_idle:
             raise RuntimeError(f"{len(self._parts)} groups are open; close them before the weights go")
         self._model, self._caches, self._sizes = None, None, (0, 0)
+
+    def serve(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, which opens, ticks and closes."""
+        return work()
 
     def open(self, group: int, prompt: np.ndarray, samples: int, *, max_branch_tokens: int) -> None:
         """See Policy. A group of more than R samples is dealt over several slots, each with its own prefix."""
@@ -211,9 +235,18 @@ class Engine:
                 if branch.budget:
                     self._feed(slot, lane, part, branch, branch.ids[branch.cached:-1])
         columns = self._steps.live_columns(max(b.cached for b in drawing), self._sizes[1])
-        self._caches, out = self._steps.decode(model=self._model, caches=self._caches, slots=self._table(running),
-                                         columns=columns)
-        return self._collect(running, jax.device_get(out))
+        return self._collect(running, self._do("decode", slots=self._table(running), columns=columns))
+
+    def _do(self, name: str, **arguments: Any) -> Any:
+        """One of the things that run on the devices; only of decoding is there something to return: what was drawn."""
+        if name == "make_caches":
+            self._caches = None  # freed before the new ones are made
+            self._caches = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+                                        self._steps.caches(**arguments))
+            return None
+        done = getattr(self._steps, name)(model=self._model, caches=self._caches, **arguments)
+        self._caches, out = done if name == "decode" else (done, None)
+        return jax.device_get(out)
 
     def _find(self, group: int, sample: int) -> tuple[tuple[int, int], _Branch]:
         name = (group, sample // self.settings.samples)
@@ -265,18 +298,15 @@ class Engine:
             for shard, prefix in prefixes.items():
                 ids[shard, :len(prefix)] = prefix
             is_new = np.array([shard in prefixes for shard in range(n)])
-            self._caches = self._steps.prefill(model=self._model, caches=self._caches, slot=np.int32(turn), ids=ids,
-                                               is_new=is_new)
+            self._do("prefill", slot=np.int32(turn), ids=ids, is_new=is_new)
 
     def _feed(self, slot: int, lane: int, part: _Part, branch: _Branch, ids: list[int]) -> None:
         """Puts ids of a branch that were not drawn in the last chunk into its cache."""
         width = self.settings.extend_tokens
         for start in range(0, len(ids), width):
             piece = np.asarray(ids[start:start + width], np.int32)
-            self._caches = self._steps.extend(
-                model=self._model, caches=self._caches, slot=np.int32(slot), lane=np.int32(lane),
-                prefix_length=np.int32(len(part.prefix)), start=np.int32(branch.cached),
-                ids=np.pad(piece, (0, width - len(piece))))
+            self._do("extend", slot=np.int32(slot), lane=np.int32(lane), prefix_length=np.int32(len(part.prefix)),
+                     start=np.int32(branch.cached), ids=np.pad(piece, (0, width - len(piece))))
             branch.cached += len(piece)
 
     def _reserve(self) -> None:
@@ -292,8 +322,8 @@ class Engine:
             self._release(name)
             if is_drawing:
                 self._waiting.append(name)
-        self._sizes, self._caches = (prefix, branch), None  # freed before the new ones are made
-        self._caches = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), self._steps.caches(prefix, branch))
+        self._sizes = prefix, branch
+        self._do("make_caches", S=prefix, C=branch)
 
     def _table(self, running: list[tuple[int, _Part]]) -> sampler.Slots:
         P, R = self.settings.groups, self.settings.samples

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swerl_jax.policy import decode_kernel, sampler, splash
 from swerl_jax.policy import mesh as mesh_lib
@@ -73,16 +73,35 @@ class EngineSettings:
         return max(self.ticks, self.extend_tokens)
 
 
+def with_key_heads(arch: Arch, tensor: int) -> Arch:
+    """The same model for `tensor` devices: where they are more than its key heads, a key head stands several times.
+
+    Each copy serves a part of the query heads that shared it; nothing else changes, and neither does what is computed.
+
+    Raises:
+      ValueError: the heads cannot be dealt so.
+    """
+    if arch.K % tensor == 0:
+        return arch
+    if tensor % arch.K or arch.G % (tensor // arch.K):
+        raise ValueError(f"{tensor} devices are to draw together (engine.devices, or mesh.tensor) and the model has {arch.K} key "
+                         f"heads, each for {arch.G} query heads; needed is a divisor of {arch.K}, or {arch.K} times a divisor of "
+                         f"{arch.G}")
+    return dataclasses.replace(arch, K=tensor)
+
+
 class EngineSteps:
     """The jitted functions of an engine.
 
     Attributes:
+      arch: as the devices hold it; see with_key_heads.
       prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
         is compiled once a shape.
     """
 
     def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh):
-        self.arch, self.settings, self.mesh = arch, settings, mesh
+        self.arch = arch = with_key_heads(arch, mesh.shape["tensor"])
+        self.settings, self.mesh = settings, mesh
         common = {"arch": arch, "dtype": settings.dtype}
         caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
         if settings.is_unrolled:
@@ -95,8 +114,10 @@ class EngineSteps:
         self._loads: dict[Any, Any] = {}
         self.prefill = jax.jit(prefill, donate_argnames="caches", out_shardings=caches)
         self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)
-        decode = partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, kernel=kernel, **common)
-        self.decode = jax.jit(decode, donate_argnames="caches", static_argnames="columns", out_shardings=(caches, None))
+        decode = partial(sampler.decode, stop_ids=settings.stop_ids, ticks=settings.ticks, kernel=kernel,
+                         place=mesh_lib.placer(mesh, mesh_lib.ENGINE_RULES), **common)
+        everywhere = NamedSharding(mesh, PartitionSpec())  # every process of a team reads what was drawn
+        self.decode = jax.jit(decode, donate_argnames="caches", static_argnames="columns", out_shardings=(caches, everywhere))
 
     @property
     def compilations(self) -> int:
@@ -133,12 +154,14 @@ class EngineSteps:
         return self._load(model)(model)
 
     def convert(self, model: Llama) -> Llama:
-        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so.
+        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so, its key heads as often
+        as `arch` has them.
 
         Stacked layers go one by one, so that only one of them is on its way between the chips at a time.
         """
         def place(path: Any, x: jax.Array) -> jax.Array:
-            return jax.lax.with_sharding_constraint(x.astype(self.settings.dtype), self._weight_sharding(path, x.ndim))
+            x = repeat_key_heads(x.astype(self.settings.dtype), _axes(path, x.ndim), self.arch.K)
+            return jax.lax.with_sharding_constraint(x, self._weight_sharding(path, x.ndim))
 
         placed = partial(jax.tree_util.tree_map_with_path, place)
         model = jax.tree.map(lambda x: x, model)
@@ -199,13 +222,31 @@ class EngineSteps:
         return Format(Layout(order), sharding) if self._is_tpu and order and ndim == len(order) else sharding
 
     def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
-        axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
-        axes = axes if ndim == len(axes.split()) else axes.removeprefix("L ")
-        return mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES)
+        return mesh_lib.sharding(self.mesh, _axes(path, ndim), mesh_lib.ENGINE_RULES)
 
     def _cache_sharding(self, axes: str) -> NamedSharding:
         letters = axes if self.settings.is_unrolled else "L " + axes
         return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
+
+
+def repeat_key_heads(x: jax.Array, axes: str, K: int) -> jax.Array:
+    """A parameter with the axes `axes` for K key heads, of which it has K or a divisor of K; see with_key_heads."""
+    letters = axes.split()
+    if "K" not in letters or x.shape[letters.index("K")] == K:
+        return x
+    axis = letters.index("K")
+    times, (before, after) = K // x.shape[axis], (x.shape[:axis], x.shape[axis + 2:])
+    if "y" not in letters:  # G, query heads alone: they are dealt
+        return x.reshape(*before, K, x.shape[axis + 1] // times, *after)
+    queries, shared = jnp.split(x, [x.shape[axis + 1] - 2], axis=axis + 1)
+    queries = queries.reshape(*before, K, queries.shape[axis + 1] // times, *after)
+    return jnp.concatenate([queries, jnp.repeat(shared, times, axis=axis)], axis=axis + 1)
+
+
+def _axes(path: Any, ndim: int) -> str:
+    """The letters of a parameter's axes; without L where it is of one layer."""
+    axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+    return axes if ndim == len(axes.split()) else axes.removeprefix("L ")
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:

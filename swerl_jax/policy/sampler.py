@@ -161,13 +161,14 @@ def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.
 
 
 def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: tuple[int, ...], ticks: int,
-           columns: int, dtype: Any, kernel: Callable | None = None) -> tuple[Caches, dict[str, jax.Array]]:
+           columns: int, dtype: Any, kernel: Callable | None = None, place: Place = anywhere) -> tuple[Caches, dict[str, jax.Array]]:
     """Draws up to `ticks` ids for every branch with a budget.
 
     Args:
       stop_ids: ids that end a turn.
       columns: how many columns of the branch caches to read: no drawing branch may be longer than this now.
       kernel: decode_kernel.attend_cached on this mesh, for stacked layers; None: plain operations.
+      place: of logits; see llama.trunk.
 
     Returns:
       (caches, drawn): drawn["ids"] int32 and drawn["logp"] float32 [ticks P R], ids NO_ID where nothing was drawn;
@@ -193,7 +194,8 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
         hidden, staging = trunk(model, arch, slots.next_id[..., None], position, step,
                                 _joined(*entries, staging), dtype=dtype)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(slots.key, impl="threefry2x32"), slots.drawn)
-        ids, logp = jax.vmap(jax.vmap(draw))(_logits(model, hidden[:, :, 0]), keys, slots.temperature)
+        logits = place(place(_logits(model, hidden[:, :, 0]), "P R V"), "P R v")  # gathered once, before all else is done with it
+        ids, logp = jax.vmap(jax.vmap(draw))(logits, keys, slots.temperature)
         is_drawing = slots.budget > 0
         out = {"ids": out["ids"].at[t].set(jnp.where(is_drawing, ids, NO_ID)),
                "logp": out["logp"].at[t].set(jnp.where(is_drawing, logp, 0.0))}

@@ -1,0 +1,108 @@
+"""An engine on the devices of one or a few processes, a *team*, fed from a learner that spans all teams.
+
+On the path: learner's parameters → here → engine's weights. Every team holds whole weights, cut over its own devices alone,
+so that it prefills and decodes without waiting for other teams; only taking new weights is done by all at once. What runs on
+devices of several processes must be started by each of them: the leader of a team tells the others what it is about to run,
+and they run the same.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.engine import Engine, T, Team
+from swerl_jax.policy.engine_steps import EngineSettings, repeat_key_heads
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
+
+_END = pickle.dumps(None)
+
+
+class Channel(Protocol):
+    """From a team's leader to its followers."""
+
+    def tell(self, words: bytes) -> None:
+        """The leader's: every follower will hear it, in order."""
+
+    def hear(self) -> bytes:
+        """A follower's: what was told next; waits for it."""
+
+    def forget(self) -> None:
+        """The leader's: all that was told so far has been heard by all."""
+
+
+class TeamEngine(Engine):
+    """See the module's text. All processes call `load`, `unload` and `serve` together; the leader alone calls the rest.
+
+    Args:
+      mesh: of this team's devices; of the same shape in every team.
+      devices: all devices of the run, in the learner's mesh's order: team by team, process by process.
+      channel: within this team; None where it is one process.
+    """
+
+    def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh, devices: np.ndarray, team: Team,
+                 channel: Channel | None = None):
+        super().__init__(arch, settings, mesh)
+        self.team, self._channel = team, channel
+        shape = -1, *mesh.devices.shape
+        self._all = Mesh(devices.reshape(shape), ("team", *mesh.axis_names), axis_types=(AxisType.Auto,) * len(shape))
+        self._spread = jax.jit(self._to_every_team)
+        # What comes from the spread is this engine's alone, so stacked weights, which keep their shapes, may stay in place.
+        convert = jax.jit(self._steps.convert, donate_argnums=() if settings.is_unrolled else 0)
+        self._steps.load = lambda model: convert(self._own(model))
+
+    def serve(self, work: Callable[[], T]) -> T | None:
+        """See Engine. A follower runs what its leader runs until that is done, and returns None."""
+        if self._channel is None:
+            return work()
+        if self.team.leads:
+            try:
+                return work()
+            finally:
+                self._channel.tell(_END)
+        while (told := pickle.loads(self._channel.hear())) is not None:
+            name, arguments = told
+            super()._do(name, **arguments)
+        return None
+
+    def _do(self, name: str, **arguments: Any) -> Any:
+        if self._channel is None:
+            return super()._do(name, **arguments)
+        self._channel.tell(pickle.dumps((name, arguments)))
+        done = super()._do(name, **arguments)
+        if done is not None:  # it came from all devices of the team
+            self._channel.forget()
+        return done
+
+    def _to_every_team(self, model: Llama) -> Llama:
+        """Cast and cut as an engine keeps it, once in every team; layer by layer, so that no more than one is in flight."""
+        def place(path: Any, x: jax.Array) -> jax.Array:
+            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+            single = axes.removeprefix("L ")
+            one = NamedSharding(self._all, mesh_lib.spec(single, mesh_lib.ENGINE_RULES))
+
+            def cast(y: jax.Array) -> jax.Array:
+                y = repeat_key_heads(y.astype(self.settings.dtype), single, self._steps.arch.K)
+                return jax.lax.with_sharding_constraint(y, one)
+
+            return jax.lax.map(cast, x) if axes != single else cast(x)
+
+        return jax.tree_util.tree_map_with_path(place, model)
+
+    def _own(self, model: Llama) -> Llama:
+        """This team's copy as arrays of its own mesh; nothing is copied."""
+        def take(path: Any, x: jax.Array) -> jax.Array:
+            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+            held = {shard.device: shard.data for shard in x.addressable_shards}
+            return jax.make_array_from_single_device_arrays(
+                x.shape, mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES),
+                [held[d] for d in self.mesh.devices.flat if d in held])
+
+        return jax.tree_util.tree_map_with_path(take, self._spread(model))
