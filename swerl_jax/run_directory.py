@@ -16,7 +16,7 @@ from swerl_jax.data.atomic_file import write_atomically
 CONFIG_NAME = "config.json"
 OF_PROCESS = "distributed."  # settings of one process or of one start, not of the run
 # Settings that a resumed run may change.
-RESUMABLE = ("checkpoints.", "log.", "reward.workers", "mesh.", OF_PROCESS)
+RESUMABLE = ("checkpoints.", "log.", "reward.workers", "mesh.", "engine.devices", OF_PROCESS)
 
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
