@@ -7,7 +7,7 @@ It starts from the policy that ships with the project (forms of configs/tiny_war
 machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. A user
 tells the bugs, in sentences that the warm start has heard about any bug whatever: what they mean is for the reward to teach.
 
-On one of two AMD EPYC cores, beside another run, Python 3.11: 10 minutes. What it changes is in the README, "Watch it learn".
+Two AMD EPYC cores, idle, Python 3.11: 7 minutes. What it changes is in the README, "Watch it learn".
 """
 
 from swerl_jax import config as config_lib
