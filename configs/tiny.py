@@ -1,7 +1,7 @@
 """The main job: GRPO on a tiny Llama that repairs small functions, on a laptop, in one run.
 
     bash launch/local.sh                                   or, in your own environment:
-    python -m swerl_jax.main --config=configs/tiny.py      (--config=configs/tiny.py:quick in a minute or two)
+    python -m swerl_jax.main --config=configs/tiny.py      (--config=configs/tiny.py:quick in a minute)
 
 It starts from the policy that ships with the project (forms of configs/tiny_warmstart.py made it), draws tasks from this
 machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. A user

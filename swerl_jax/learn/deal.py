@@ -30,6 +30,7 @@ def answer(name: str, tasks: Sequence[Task], engine: Engine, collector: Collecto
     Args:
       name: of the exchange.
       tasks: all of as many samples.
+      engine: of this process's team; where that has several processes, the collector of the leading one alone is used.
 
     Raises:
       As Processes.exchange.

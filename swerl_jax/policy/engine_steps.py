@@ -230,7 +230,10 @@ class EngineSteps:
 
 
 def repeat_key_heads(x: jax.Array, axes: str, K: int) -> jax.Array:
-    """A parameter with the axes `axes` for K key heads, of which it has K or a divisor of K; see with_key_heads."""
+    """A parameter with the axes `axes` (letters of LAYER_AXES) for K key heads, of which it has K or a divisor of K.
+
+    Keys and values are repeated, y: [G queries | key | value]; query heads are dealt in their order. See with_key_heads.
+    """
     letters = axes.split()
     if "K" not in letters or x.shape[letters.index("K")] == K:
         return x

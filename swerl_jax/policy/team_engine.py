@@ -44,6 +44,7 @@ class TeamEngine(Engine):
     Args:
       mesh: of this team's devices; of the same shape in every team.
       devices: all devices of the run, in the learner's mesh's order: team by team, process by process.
+      team: which one this is, and whether this process leads it.
       channel: within this team; None where it is one process.
     """
 
