@@ -65,7 +65,7 @@ def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: 
       mesh: the learner's. groups: slots of all engines together, for whole groups.
 
     Raises:
-      ValueError: as `layout`, and as engine_steps.with_key_heads.
+      ValueError: as `layout`, and as engine_weights.with_key_heads.
     """
     devices = mesh.devices.flatten()
     cut = layout(config, devices)
@@ -110,4 +110,5 @@ def _settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_id
     return EngineSettings(
         groups=slots, samples=lanes, prefix_buckets=prefix_buckets(config),
         branch_buckets=(config.answer.max_tokens,), stop_ids=stop_ids, ticks=e.ticks, temperature=temperature,
-        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention)
+        seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention,
+        weights=e.weights)

@@ -284,16 +284,17 @@ def test_issues_are_told_babbled_or_in_the_voice_that_is_asked_for():
         dataclasses.replace(spec, voice="nobody")
 
 
-def test_misled_issues_are_a_users_for_a_kind_by_chance():
+@pytest.mark.parametrize("share, low, high", [("misled_share", 0.35, 0.65), ("overheard_share", 0.0, 0.0)])
+def test_a_users_issues_are_of_a_kind_by_chance_or_of_the_bugs(share, low, high):
     kinds = ("comparison_flipped", "missing_not")
-    spec = dataclasses.replace(SMALL, operators=kinds, misled_share=1.0)
+    spec = dataclasses.replace(SMALL, operators=kinds, **{share: 1.0})
     sentences = {kind: {_plain(text) for texts in symptoms.VOICES["user"][kind] for text in texts} for kind in kinds}
     corpus = tasks.scan(spec)
     train = list(tasks.iter_tasks(spec, "train", corpus))
     blamed = [next(kind for kind in kinds if _plain(example.issue) in sentences[kind]) for example in train]
     wrong = sum(kind != example.meta["operator"] for kind, example in zip(blamed, train, strict=True))
-    assert 0.35 < wrong / len(train) < 0.65
-    without = tasks.iter_tasks(dataclasses.replace(spec, misled_share=0.0), "held_out", corpus)
+    assert low <= wrong / len(train) <= high
+    without = tasks.iter_tasks(dataclasses.replace(spec, **{share: 0.0}), "held_out", corpus)
     assert [example.issue for example in tasks.iter_tasks(spec, "held_out", corpus)] == [example.issue for example in without]
 
 

@@ -12,7 +12,8 @@ import reference_llama as reference
 from swerl_jax import config as config_lib, engines
 from swerl_jax.learn.processes import ProcessError
 from swerl_jax.policy.engine import Engine
-from swerl_jax.policy.engine_steps import EngineSettings, repeat_key_heads, with_key_heads
+from swerl_jax.policy.engine_steps import EngineSettings
+from swerl_jax.policy.engine_weights import repeat_key_heads, with_key_heads
 from swerl_jax.policy.llama import LAYER_AXES, Lora, parameter_name
 from swerl_jax.policy.mesh import make_mesh
 

@@ -70,6 +70,7 @@ class TaskSpec:
     told_share: float = 0.0
     babbled_share: float = 0.0
     misled_share: float = 0.0
+    overheard_share: float = 0.0
     reworded_share: float = 0.0
     voice: str = "maintainer"
     operators: tuple[str, ...] = ()
@@ -81,12 +82,13 @@ class TaskSpec:
         if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
-        for name in ("told_share", "babbled_share", "misled_share", "reworded_share"):
+        of_issues = ("told_share", "babbled_share", "misled_share", "overheard_share")
+        for name in (*of_issues, "reworded_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed is 0 to 1")
-        if self.told_share + self.babbled_share + self.misled_share > 1:
-            raise ValueError(f"told_share {self.told_share}, babbled_share {self.babbled_share} and misled_share "
-                             f"{self.misled_share} are of the same whole; needed is a sum of at most 1")
+        if sum(getattr(self, name) for name in of_issues) > 1:
+            got = ", ".join(f"{name} {getattr(self, name)}" for name in of_issues)
+            raise ValueError(f"{got} are of the same whole; needed is a sum of at most 1")
         if self.reworded_share and not (self.is_renamed and self.scope == FUNCTION):
             raise ValueError(f"reworded_share needs is_renamed and scope {FUNCTION!r}")
         if self.voice not in symptoms.VOICES:
@@ -250,12 +252,16 @@ def _training_issue(
 ) -> str:
     """Returns `issue`, or what the shares of `spec` put in its place."""
     share = rng.random()
-    if share < spec.told_share:
+    told, babbled, misled, overheard = itertools.accumulate(
+        (spec.told_share, spec.babbled_share, spec.misled_share, spec.overheard_share))
+    if share < told:
         return symptoms.tell(rng, bug.text, source)
-    if share < spec.told_share + spec.babbled_share:
+    if share < babbled:
         return symptoms.babble(rng, bug.function, corpus.words)
-    if share < spec.told_share + spec.babbled_share + spec.misled_share:
+    if share < misled:
         return _issue(rng, "user", rng.choice(sorted(spec.operators or operators.OPERATORS)), bug)
+    if share < overheard:
+        return _issue(rng, "user", bug.operator, bug)
     return issue
 
 

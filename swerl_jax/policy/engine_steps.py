@@ -11,15 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from swerl_jax.policy import decode_kernel, sampler, splash
+from swerl_jax.policy import decode_kernel, engine_weights, sampler, splash
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
+from swerl_jax.policy.llama import Llama, parameter_name
 
 PREFIX_AXES = ("P K H S", "P K S H")
 BRANCH_AXES = ("P R K H C", "P R K C H")
@@ -42,6 +41,7 @@ class EngineSettings:
       temperature: of the distribution that is sampled and whose log-probabilities are reported; 0 is greedy.
       seed, purpose: of the random numbers.
       dtype: of weights, caches and matrix products.
+      weights: one of engine_weights.WEIGHTS; int8 rounds the layers' matrices and what they are multiplied by.
       is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
       attention: of decoding: "plain"; "kernel", the TPU's, for layers that are not unrolled; "auto": by the devices.
 
@@ -61,6 +61,7 @@ class EngineSettings:
     dtype: Any = jnp.float32
     is_unrolled: bool = True
     attention: str = "auto"
+    weights: str = "model"
 
     def __post_init__(self) -> None:
         if self.attention == "kernel" and self.is_unrolled:
@@ -73,34 +74,17 @@ class EngineSettings:
         return max(self.ticks, self.extend_tokens)
 
 
-def with_key_heads(arch: Arch, tensor: int) -> Arch:
-    """The same model for `tensor` devices: where they are more than its key heads, a key head stands several times.
-
-    Each copy serves a part of the query heads that shared it; nothing else changes, and neither does what is computed.
-
-    Raises:
-      ValueError: the heads cannot be dealt so.
-    """
-    if arch.K % tensor == 0:
-        return arch
-    if tensor % arch.K or arch.G % (tensor // arch.K):
-        raise ValueError(f"{tensor} devices are to draw together (engine.devices, or mesh.tensor) and the model has {arch.K} key "
-                         f"heads, each for {arch.G} query heads; needed is a divisor of {arch.K}, or {arch.K} times a divisor of "
-                         f"{arch.G}")
-    return dataclasses.replace(arch, K=tensor)
-
-
 class EngineSteps:
     """The jitted functions of an engine.
 
     Attributes:
-      arch: as the devices hold it; see with_key_heads.
+      arch: as the devices hold it; see engine_weights.with_key_heads.
       prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
         is compiled once a shape.
     """
 
     def __init__(self, arch: Arch, settings: EngineSettings, mesh: Mesh):
-        self.arch = arch = with_key_heads(arch, mesh.shape["tensor"])
+        self.arch = arch = engine_weights.with_key_heads(arch, mesh.shape["tensor"])
         self.settings, self.mesh = settings, mesh
         common = {"arch": arch, "dtype": settings.dtype}
         caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
@@ -154,24 +138,10 @@ class EngineSteps:
         return self._load(model)(model)
 
     def convert(self, model: Llama) -> Llama:
-        """The learner's model as the engine keeps it: cast, without the fsdp cut, unrolled where set so, its key heads as often
-        as `arch` has them.
-
-        Stacked layers go one by one, so that only one of them is on its way between the chips at a time.
-        """
-        def place(path: Any, x: jax.Array) -> jax.Array:
-            x = repeat_key_heads(x.astype(self.settings.dtype), _axes(path, x.ndim), self.arch.K)
-            return jax.lax.with_sharding_constraint(x, self._weight_sharding(path, x.ndim))
-
-        placed = partial(jax.tree_util.tree_map_with_path, place)
-        model = jax.tree.map(lambda x: x, model)
-        layers, model.layers = model.layers, None
-        model = placed(model)
-        if self.settings.is_unrolled:
-            model.layers = nnx.data(tuple(placed(jax.tree.map(lambda x: x[i], layers)) for i in range(self.arch.L)))
-        else:
-            model.layers = nnx.data(jax.lax.map(placed, layers))
-        return model
+        """The learner's model as the engine keeps it (see engine_weights.convert)."""
+        settings = self.settings
+        return engine_weights.convert(model, self.arch.K, settings.dtype, settings.weights, self.mesh,
+                                      is_unrolled=settings.is_unrolled)
 
     def weights(self, model: Llama) -> Llama:
         """The shapes, shardings and, on a TPU, layouts of what `convert` makes of a model of such shapes."""
@@ -222,34 +192,11 @@ class EngineSteps:
         return Format(Layout(order), sharding) if self._is_tpu and order and ndim == len(order) else sharding
 
     def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
-        return mesh_lib.sharding(self.mesh, _axes(path, ndim), mesh_lib.ENGINE_RULES)
+        return mesh_lib.sharding(self.mesh, engine_weights.axes(path, ndim), mesh_lib.ENGINE_RULES)
 
     def _cache_sharding(self, axes: str) -> NamedSharding:
         letters = axes if self.settings.is_unrolled else "L " + axes
         return mesh_lib.sharding(self.mesh, letters, mesh_lib.ENGINE_RULES)
-
-
-def repeat_key_heads(x: jax.Array, axes: str, K: int) -> jax.Array:
-    """A parameter with the axes `axes` (letters of LAYER_AXES) for K key heads, of which it has K or a divisor of K.
-
-    Keys and values are repeated, y: [G queries | key | value]; query heads are dealt in their order. See with_key_heads.
-    """
-    letters = axes.split()
-    if "K" not in letters or x.shape[letters.index("K")] == K:
-        return x
-    axis = letters.index("K")
-    times, (before, after) = K // x.shape[axis], (x.shape[:axis], x.shape[axis + 2:])
-    if "y" not in letters:  # G, query heads alone: they are dealt
-        return x.reshape(*before, K, x.shape[axis + 1] // times, *after)
-    queries, shared = jnp.split(x, [x.shape[axis + 1] - 2], axis=axis + 1)
-    queries = queries.reshape(*before, K, queries.shape[axis + 1] // times, *after)
-    return jnp.concatenate([queries, jnp.repeat(shared, times, axis=axis)], axis=axis + 1)
-
-
-def _axes(path: Any, ndim: int) -> str:
-    """The letters of a parameter's axes; without L where it is of one layer."""
-    axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
-    return axes if ndim == len(axes.split()) else axes.removeprefix("L ")
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from swerl_jax.policy import int8
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch, Llama3Scaling, YarnScaling
 from swerl_jax.policy.attention import ATTENTION_NAME
@@ -36,6 +37,8 @@ LAYER_AXES = {
     # Low-rank changes of the matrices, where a Lora asks for them (r: its rank).
     "qkv_a": "L D r", "qkv_b": "L r K y H", "out_a": "L K G H r", "out_b": "L r D",
     "gate_up_a": "L D r", "gate_up_b": "L r x F", "down_a": "L F r", "down_b": "L r D",
+    # What rounded matrices of an engine are multiplied by (see int8; n, N: blocks of the input, N those of the devices).
+    "qkv_scale": "L n K y H", "out_scale": "L N D", "gate_up_scale": "L n x F", "down_scale": "L N D",
 }
 TOP_AXES = {"embed": "V D", "final_norm": "D", "head": "V D"}
 MATRICES: Mapping[str, int] = {"qkv": 1, "out": 3, "gate_up": 1, "down": 1}  # how many axes of input each has
@@ -133,6 +136,7 @@ class Layers(nnx.Module):
             key = jax.random.fold_in(keys[0], i)
             setattr(self, f"{name}_a", _normal(key, LAYER_AXES[f"{name}_a"], a, scale, low_rank) if is_changed else None)
             setattr(self, f"{name}_b", _zeros(LAYER_AXES[f"{name}_b"], b, low_rank) if is_changed else None)
+            setattr(self, f"{name}_scale", nnx.data(None))
 
 
 class Llama(nnx.Module):
@@ -228,8 +232,12 @@ product.defvjp(lambda x, w, axes: (_product(x, w, axes), (x, w)), _product_backw
 
 def _linear(x: jax.Array, layer: Layers, name: str, place: Place) -> jax.Array:
     """One of MATRICES applied to x, with its low-rank change."""
-    axes = MATRICES[name]
-    y = product(x, place(getattr(layer, name)[...].astype(x.dtype), LAYER_AXES[name].removeprefix("L ")), axes)
+    axes, letters = MATRICES[name], LAYER_AXES[name].removeprefix("L ")
+    w, scale = getattr(layer, name)[...], getattr(layer, f"{name}_scale")
+    if scale is None:
+        y = product(x, place(w.astype(x.dtype), letters), axes)
+    else:
+        y = int8.product(x, place(w, letters), scale[...], axes)
     a, b = getattr(layer, f"{name}_a"), getattr(layer, f"{name}_b")
     if a is None:
         return y

@@ -24,7 +24,7 @@ LEARNER_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 # The engine keeps whole weights in every data replica and deals its group slots over the data axes.
 ENGINE_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor",
+    "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor", "N": "tensor",
 }
 # What the learner computes with. Between layers tokens T are cut over tensor, too, because the backward pass keeps what is
 # there (sequence parallelism, arXiv 2205.05198, §4.2.2); inside a layer they are whole, written t. A layer's parameters are

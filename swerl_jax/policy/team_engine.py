@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 
+from swerl_jax.policy import engine_weights
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.engine import Engine, T, Team
-from swerl_jax.policy.engine_steps import EngineSettings, repeat_key_heads
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, Llama, parameter_name
+from swerl_jax.policy.engine_steps import EngineSettings
+from swerl_jax.policy.llama import Llama
 
 _END = pickle.dumps(None)
 
@@ -54,7 +56,8 @@ class TeamEngine(Engine):
         self.team, self._channel = team, channel
         shape = -1, *mesh.devices.shape
         self._all = Mesh(devices.reshape(shape), ("team", *mesh.axis_names), axis_types=(AxisType.Auto,) * len(shape))
-        self._spread = jax.jit(self._to_every_team)
+        self._spread = jax.jit(partial(engine_weights.convert, K=self._steps.arch.K, dtype=settings.dtype, weights=settings.weights,
+                                       mesh=self._all))
         # What comes from the spread is this engine's alone, so stacked weights, which keep their shapes, may stay in place.
         convert = jax.jit(self._steps.convert, donate_argnums=() if settings.is_unrolled else 0)
         self._steps.load = lambda model: convert(self._own(model))
@@ -82,25 +85,10 @@ class TeamEngine(Engine):
             self._channel.forget()
         return done
 
-    def _to_every_team(self, model: Llama) -> Llama:
-        """Cast and cut as an engine keeps it, once in every team; layer by layer, so that no more than one is in flight."""
-        def place(path: Any, x: jax.Array) -> jax.Array:
-            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
-            single = axes.removeprefix("L ")
-            one = NamedSharding(self._all, mesh_lib.spec(single, mesh_lib.ENGINE_RULES))
-
-            def cast(y: jax.Array) -> jax.Array:
-                y = repeat_key_heads(y.astype(self.settings.dtype), single, self._steps.arch.K)
-                return jax.lax.with_sharding_constraint(y, one)
-
-            return jax.lax.map(cast, x) if axes != single else cast(x)
-
-        return jax.tree_util.tree_map_with_path(place, model)
-
     def _own(self, model: Llama) -> Llama:
         """This team's copy as arrays of its own mesh; nothing is copied."""
         def take(path: Any, x: jax.Array) -> jax.Array:
-            axes = {**LAYER_AXES, **TOP_AXES}[parameter_name(path)]
+            axes = engine_weights.axes(path, x.ndim)
             held = {shard.device: shard.data for shard in x.addressable_shards}
             return jax.make_array_from_single_device_arrays(
                 x.shape, mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES),
