@@ -41,7 +41,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.operators": ((), "kinds of bugs, keys of data.operators.OPERATORS; empty: all"),
     "tasks.voice": ("maintainer", "whose words the issues are in: a maintainer's, who names the fault, or a user's (user)"),
     "tasks.reworded_share": (0.0, "share of the training tasks whose names, texts and numbers are other words [0 … 1]"),
-    "tasks.is_cut": (False, "cut longer training functions into pieces within the bounds"),
+    "tasks.min_choices": (1, "functions used admit at least so many bugs of these kinds: with one, the code alone tells the repair [bugs]"),
+    "tasks.is_cut": (False, "cut longer functions into pieces within the bounds"),
     "tasks.distractor_files": (0, "further files shown that need no change [files]"),
     "tasks.is_renamed": (True, "rename identifiers at random, so that copying must be learnt"),
     # -- text ----------------------------------------------------------------------------------------------------

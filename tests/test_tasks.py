@@ -4,6 +4,7 @@ import ast
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -238,12 +239,12 @@ def _texts(text, max_bytes):
     return [piece for _, piece in pieces.pieces(text, max_bytes)]
 
 
-def test_pieces_and_told_repairs_are_for_training_alone():
+def test_pieces_are_for_both_splits_and_told_repairs_for_training_alone():
     spec = dataclasses.replace(SMALL, max_function_bytes=240, is_cut=True, told_share=0.5)
     corpus, whole = tasks.scan(spec), tasks.scan(dataclasses.replace(spec, is_cut=False))
-    assert len(corpus.of(stdlib.TRAIN)) > 2 * len(whole.of(stdlib.TRAIN))
-    assert {f.shape for f in corpus.of(stdlib.HELD_OUT)} == (
-        {f.shape for f in whole.of(stdlib.HELD_OUT)} - {f.shape for f in corpus.of(stdlib.TRAIN)})
+    for split in stdlib.SPLITS:
+        assert len(corpus.of(split)) > 2 * len(whole.of(split))
+    assert not {f.shape for f in corpus.of(stdlib.HELD_OUT)} & {f.shape for f in corpus.of(stdlib.TRAIN)}
 
     def is_told(example):
         pattern = "It says|Write|Add|Remove|`.*` (is missing after|must not)"
@@ -257,6 +258,15 @@ def test_pieces_and_told_repairs_are_for_training_alone():
         dataclasses.replace(spec, told_share=0.5, babbled_share=0.6)
     with pytest.raises(ValueError, match="is_cut needs"):
         dataclasses.replace(spec, scope=tasks.MODULE)
+
+
+def test_functions_with_few_choices_are_left_out():
+    spec = dataclasses.replace(SMALL, operators=("comparison_flipped", "boundary"), min_choices=3)
+    for example in itertools.islice(tasks.iter_tasks(spec, stdlib.TRAIN), 20):
+        compared = [type(op) for text in example.oracle.values() for node in ast.walk(ast.parse(text))
+                    if isinstance(node, ast.Compare) and len(node.ops) == 1 for op in node.ops]
+        ordered = sum(op in (ast.Lt, ast.LtE, ast.Gt, ast.GtE) for op in compared)
+        assert len(compared) + ordered >= 3
 
 
 def test_asking_for_too_much_is_an_error():

@@ -73,6 +73,14 @@ def mutate(
     return None
 
 
+def has_choices(text: str, operators: Collection[str], count: int) -> bool:
+    """Whether the function `text`, which stands alone, admits at least `count` bugs of the kinds `operators` (empty: all)."""
+    if count <= 1:  # `mutate` finds out
+        return True
+    function = parse_function(text, (1, text.count("\n")))
+    return sum(1 for name in operators or OPERATORS for _ in OPERATORS[name](function)) >= count
+
+
 def check_operators(names: Collection[str]) -> None:
     """Raises ValueError if one is not in OPERATORS."""
     if unknown := sorted(set(names) - set(OPERATORS)):

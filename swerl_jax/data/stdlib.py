@@ -94,7 +94,7 @@ def scan(
       min_statements: at least so many, nested ones counted, the docstring not.
       max_module_bytes: larger modules are left out.
       are_modules_shown: tasks show whole modules, so that functions beyond the bounds count as training ones too.
-      are_cut: training functions above `max_bytes` are cut into pieces within the bounds, see `pieces`.
+      are_cut: functions above `max_bytes` are cut into pieces within the bounds, see `pieces`.
       root: the library's directory; by default this interpreter's.
 
     Returns:
@@ -109,7 +109,7 @@ def scan(
     for path, source in modules.items():
         split = split_of(path)
         for name, whole, span, text in _functions(source):
-            is_long = are_cut and split == TRAIN and len(text) > max_bytes
+            is_long = are_cut and len(text) > max_bytes
             for node, part in pieces(text, max_bytes) if is_long else [(whole, text)]:
                 is_within = min_bytes <= len(part) <= max_bytes and _has_statements(node, min_statements)
                 shape = _shape(node) if is_within or (are_modules_shown and split == TRAIN) else b""

@@ -51,7 +51,9 @@ class TaskSpec:
       voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a
         user's, who has not read the code.
       operators: kinds of bugs, names in `operators.OPERATORS`; empty: all.
-      is_cut: training functions above `max_function_bytes` give pieces within the bounds, see `pieces`; with FUNCTION.
+      min_choices: functions that admit fewer bugs of these kinds are left out: where there is one place for a bug, the code alone
+        tells the repair, and the issue nothing.
+      is_cut: functions above `max_function_bytes` give pieces within the bounds, see `pieces`; with FUNCTION.
       is_renamed: give local variables other names each time, and, if it stands alone, the function, its parameters and
         the file as well; without it the number of different tasks is limited.
     """
@@ -74,12 +76,13 @@ class TaskSpec:
     reworded_share: float = 0.0
     voice: str = "maintainer"
     operators: tuple[str, ...] = ()
+    min_choices: int = 1
     is_cut: bool = False
 
     def __post_init__(self):
         if self.scope not in (FUNCTION, MODULE):
             raise ValueError(f"scope is {self.scope!r}; needed is {FUNCTION!r} or {MODULE!r}")
-        if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements,
+        if min(self.train_count, self.held_out_count, self.distractor_files, self.min_statements, self.min_choices,
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
         of_issues = ("told_share", "babbled_share", "misled_share", "overheard_share")
@@ -164,7 +167,7 @@ def iter_tasks(spec: TaskSpec, split: str, corpus: stdlib.Corpus | None = None) 
         raise ValueError(f"got the split {split!r}; needed is one of {stdlib.SPLITS}")
     count = spec.train_count if split == stdlib.TRAIN else spec.held_out_count
     corpus = corpus or scan(spec)
-    functions = corpus.of(split)
+    functions = [each for each in corpus.of(split) if mutate.has_choices(each.text, spec.operators, spec.min_choices)]
     module_count = len({function.path for function in functions})
     if count and module_count <= spec.distractor_files:
         raise ValueError(
