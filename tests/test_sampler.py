@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from swerl_jax.policy.sampler import draw
+from swerl_jax.policy import sampler
 
 DRAWS = 20_000
+
+
+def draw(logits, key, temperature):
+    return sampler.draw(sampler.in_blocks(logits), key, temperature)
 
 
 def _drawn(logits, temperature, count=DRAWS, seed=0):
@@ -31,6 +35,15 @@ def test_ids_follow_the_distribution(V, temperature):
     counts = np.bincount(ids, minlength=V)
     assert scipy.stats.chisquare(counts, DRAWS * np.exp(expected)).pvalue > 1e-3
     np.testing.assert_allclose(logp, expected[ids], atol=2e-6)
+
+
+@pytest.mark.parametrize(("V", "blocks"), [
+    (1, (1, 1)), (61, (8, 8)), (96, (8, 12)), (1024, (32, 32)), (128_256, (256, 501)), (50_257, (197, 256))])
+def test_blocks_hold_the_vocabulary_in_order(V, blocks):
+    found = sampler.in_blocks(jnp.arange(V, dtype=jnp.float32))
+    assert found.shape == blocks
+    np.testing.assert_array_equal(found.reshape(-1)[:V], np.arange(V))
+    assert np.all(found.reshape(-1)[V:] == -np.inf)
 
 
 @pytest.mark.parametrize("V", [5, 53, 64, 97])

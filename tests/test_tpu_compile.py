@@ -50,10 +50,10 @@ def test_attention_over_rows_forward_and_backward(name, H, S, T):
 @pytest.mark.parametrize("H", [64, 128])
 @pytest.mark.parametrize("name", CHIPS)
 def test_attention_to_caches(name, H):
-    """Two slots of 16 branches, a bucket and what is spare; the caches are arguments and are not copied."""
+    """Two slots of 16 branches, a bucket and what is spare, 32 fresh columns; the caches are arguments and are not copied."""
     mesh = _mesh(name, {"fsdp": 1, "tensor": 4})
     P, R, K, G, L, S, C = 2, 16, 8, 8, 16, 4096, 1024 + 64
-    sizes = {"P": P, "R": R, "T": 1, "K": K, "G": G, "H": H, "L": L, "S": S, "C": C}
+    sizes = {"P": P, "R": R, "T": 1, "K": K, "G": G, "H": H, "L": L, "S": S, "C": C, "t": 32}
 
     def shaped(axes, dtype=jnp.bfloat16):
         sharding = mesh_lib.sharding(mesh, axes, mesh_lib.ENGINE_RULES)
@@ -61,7 +61,9 @@ def test_attention_to_caches(name, H):
 
     caches = [[shaped(axes) for axes in pair] for pair in (("L P K H S", "L P K S H"), ("L P R K H C", "L P R K C H"))]
     run = partial(decode_kernel.attend_cached, columns=C, mesh=mesh, is_interpreted=False)
-    arguments = shaped("P R T K G H"), shaped("", jnp.int32), *map(tuple, caches), shaped("P", jnp.int32), shaped("P R", jnp.int32)
+    fresh = shaped("P R K H t"), shaped("P R K t H")
+    lengths = shaped("P", jnp.int32), shaped("P R", jnp.int32), shaped("", jnp.int32)
+    arguments = shaped("P R T K G H"), shaped("", jnp.int32), *map(tuple, caches), fresh, *lengths
     compiled = jax.jit(run).lower(*arguments).compile()
     assert compiled.as_text().count("decode_attention") >= 2
     one_layer = 2 * 2 * P * R * K * C * H // 4 // L

@@ -211,7 +211,7 @@ class _Program:
         while names:
             name = names.pop()
             for user in (one for one in fused.values() if name in one.operands and one.name not in seen):
-                if user.opcode == "bitcast":
+                if user.opcode == "bitcast" or "output_to_operand_aliasing" in user.rest:  # the same bytes, read in other tiles
                     seen.add(user.name)
                     names.append(user.name)
                 elif user.opcode in ("dynamic-slice", "slice", "gather"):

@@ -59,10 +59,10 @@ def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
     Returns:
       [P R T K G H] in q's dtype.
     """
-    return attend_part(q, segments)[0]
+    return _attend(q, segments)[0]
 
 
-def attend_part(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
+def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array]:
     """(`attend`, the float32 log-sum-exp of each query's scores [P R K T G]), without a gradient of its own."""
     q, segments = _unhoisted(_scaled(q), segments)
     scores = [_scores(q, segment) for segment in segments]
@@ -73,15 +73,8 @@ def attend_part(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.A
     return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype)), peak + jnp.log(total)
 
 
-def merge(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """`attend` over all segments from `attend_part` over some of them at a time."""
-    total = functools.reduce(jnp.logaddexp, (part for _, part in parts))
-    o = sum(o * jnp.einsum("prktg->prtkg", jnp.exp(part - total))[..., None] for o, part in parts)
-    return o.astype(parts[0][0].dtype)
-
-
 def _attend_forward(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, Any]:
-    o, total = (checkpoint_name(x, ATTENTION_NAME) for x in attend_part(q, segments))
+    o, total = (checkpoint_name(x, ATTENTION_NAME) for x in _attend(q, segments))
     return o, (q, segments, o, total)
 
 

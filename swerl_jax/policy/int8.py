@@ -1,7 +1,7 @@
 """Matrix products of eight-bit integers: weights rounded once, activations as they come.
 
-A weight has a scale for each output, an activation one for each row, both the largest size there over 127; their products are
-summed as integers and scaled afterwards. Source: LLM.int8(), arXiv 2208.07339, §2.2 (vector-wise), without its outliers in 16
+A weight is rounded to 127 steps of the largest size that goes into its output, an activation to as many of the largest in its
+row; their products are summed as integers and scaled afterwards. Source: LLM.int8(), arXiv 2208.07339, §2.2 (vector-wise), without its outliers in 16
 bits. We differ in that inputs which several devices share are rounded in as many blocks, each with scales of its own, so that no
 device waits for another's largest size.
 """
@@ -15,10 +15,13 @@ _LARGEST = 127
 
 
 def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """(int8 values, float32 scales with `axes` of size 1): x ≈ values · scales, off by half a scale at most."""
+    """(int8 values, the largest size among `axes`, which stay with size 1, float32).
+
+    x ≈ values · largest / 127, off by half of largest / 127 at most.
+    """
     wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / _LARGEST
-    return jnp.round(wide / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale
+    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True, initial=jnp.finfo(jnp.float32).tiny)
+    return jnp.round(wide / largest * _LARGEST).astype(jnp.int8), largest
 
 
 def quantise_matrix(w: jax.Array, axes: int, blocks: int) -> tuple[jax.Array, jax.Array]:
@@ -28,10 +31,10 @@ def quantise_matrix(w: jax.Array, axes: int, blocks: int) -> tuple[jax.Array, ja
       w: [i.. o..]. axes: how many of its axes are of input. blocks: a divisor of the first one.
 
     Returns:
-      (int8 [i.. o..], float32 [n o..]: the scales of every block n of the first axis)
+      (int8 [i.. o..], float32 [n o..]: for every block n of the first axis the largest size there over 127²)
     """
-    values, scale = quantise(w.reshape(blocks, -1, *w.shape[1:]), tuple(range(1, 1 + axes)))
-    return values.reshape(w.shape), scale.reshape(blocks, *w.shape[axes:])
+    values, largest = quantise(w.reshape(blocks, -1, *w.shape[1:]), tuple(range(1, 1 + axes)))
+    return values.reshape(w.shape), largest.reshape(blocks, *w.shape[axes:]) / _LARGEST**2
 
 
 def product(x: jax.Array, w: jax.Array, scale: jax.Array, axes: int) -> jax.Array:
@@ -39,9 +42,9 @@ def product(x: jax.Array, w: jax.Array, scale: jax.Array, axes: int) -> jax.Arra
     n, rows, outputs = scale.shape[0], x.shape[:x.ndim - axes], w.shape[axes:]
     inputs = (n, w.shape[0] // n, *w.shape[1:axes])
     block = len(rows)  # the axis of blocks in x
-    values, row_scale = quantise(x.reshape(*rows, *inputs), tuple(range(block + 1, block + 1 + axes)))
+    values, largest = quantise(x.reshape(*rows, *inputs), tuple(range(block + 1, block + 1 + axes)))
     contracted = tuple(range(block + 1, block + 1 + axes)), tuple(range(1, 1 + axes))
     y = jax.lax.dot_general(values, w.reshape(*inputs, *outputs), (contracted, ((block,), (0,))), preferred_element_type=jnp.int32)
-    row_scale = jnp.moveaxis(row_scale, block, 0).reshape(n, *rows, *(1 for _ in outputs))
-    y = (y * row_scale * scale.reshape(n, *(1 for _ in rows), *outputs)).astype(x.dtype)
+    largest = jnp.moveaxis(largest, block, 0).reshape(n, *rows, *(1 for _ in outputs))
+    y = (y * largest * scale.reshape(n, *(1 for _ in rows), *outputs)).astype(x.dtype)
     return y[0] if n == 1 else jax.lax.reduce(y, jnp.zeros((), y.dtype), jax.lax.add, (0,))

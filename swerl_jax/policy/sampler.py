@@ -12,6 +12,7 @@ log-probabilities by rounding).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.attention import Segment, attend, attend_part, attend_prefix, causal, merge
+from swerl_jax.policy.attention import Segment, attend, attend_prefix, causal
 from swerl_jax.policy.llama import Llama, trunk
 from swerl_jax.policy.mesh import Place, anywhere
 
@@ -67,6 +68,21 @@ class Slots:
     temperature: jax.Array
 
 
+def in_blocks(logits: jax.Array) -> jax.Array:
+    """[.. V] → [.. b w]: the vocabulary in about √V blocks, filled up with −∞; see `draw`.
+
+    Where V has a suitable odd factor w is a multiple of it, so that there is a block for every device of a power of two.
+    """
+    V = logits.shape[-1]
+    root = math.isqrt(V - 1) + 1
+    odd = V // (V & -V)
+    width = odd if odd <= 4 * root else 1
+    while width < root:
+        width *= 2
+    padded = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, -V % width)], constant_values=-jnp.inf)
+    return padded.reshape(*logits.shape[:-1], -1, width)
+
+
 def draw(logits: jax.Array, key: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One id from softmax(logits / temperature), and its log-probability.
 
@@ -74,7 +90,7 @@ def draw(logits: jax.Array, key: jax.Array, temperature: jax.Array) -> tuple[jax
     an id costs two random numbers instead of V, and probabilities far below float32's resolution of 1 keep their share.
 
     Args:
-      logits: float32 [V]. key: a random key. temperature: float32 scalar; 0 takes the most likely id.
+      logits: float32 [b w], see `in_blocks`. key: a random key. temperature: float32 scalar; 0 takes the most likely id.
 
     Returns:
       (id int32, log-probability float32 under the unfiltered distribution at that temperature; at 0, at temperature 1).
@@ -82,14 +98,13 @@ def draw(logits: jax.Array, key: jax.Array, temperature: jax.Array) -> tuple[jax
     scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
     peak = jnp.max(scaled)
     weight = jnp.exp(scaled - peak)
-    width = 1 << ((logits.shape[0] - 1).bit_length() + 1) // 2
-    blocks = jnp.pad(weight, (0, -logits.shape[0] % width)).reshape(-1, width)
     uniform = jax.random.uniform(key, (2,))
-    totals = blocks.sum(axis=1)
+    totals = weight.sum(axis=1)
     block = _pick(totals, uniform[0])
-    sampled = block * width + _pick(blocks[block], uniform[1])
-    chosen = jnp.where(temperature > 0, sampled, jnp.argmax(scaled)).astype(jnp.int32)
-    return chosen, scaled[chosen] - peak - jnp.log(totals.sum())
+    most = jnp.argmax(jnp.max(scaled, axis=1))
+    block = jnp.where(temperature > 0, block, most)
+    place = jnp.where(temperature > 0, _pick(weight[block], uniform[1]), jnp.argmax(scaled[block]))
+    return (block * logits.shape[1] + place).astype(jnp.int32), scaled[block, place] - peak - jnp.log(totals.sum())
 
 
 def _pick(weight: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -181,21 +196,22 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
 
     def tick(carry):
         t, slots, is_stopped, staging, out = carry
-        sees_staged = _before(ticks, t + 1)
 
         def step(q, k, v, cache):
             *cached, staged = cache
             new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
             staged = tuple(jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), t, axis)
                            for old, one, axis in zip(staged, new, COLUMN_AXIS))
-            return look(q, cached, Segment(*staged, sees_staged)), staged
+            return look(q, cached, staged, t + 1), staged
 
         position = (slots.prefix_length[:, None] + slots.length + t)[..., None]
         hidden, staging = trunk(model, arch, slots.next_id[..., None], position, step,
                                 _joined(*entries, staging), dtype=dtype)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(slots.key, impl="threefry2x32"), slots.drawn)
-        logits = place(place(_logits(model, hidden[:, :, 0]), "P R V"), "P R v")  # gathered once, before all else is done with it
-        ids, logp = jax.vmap(jax.vmap(draw))(logits, keys, slots.temperature)
+        # Gathered once, before all else is done with them, along the first axis: pieces side by side need no sorting.
+        logits = jnp.einsum("prbw->bprw", in_blocks(place(_logits(model, hidden[:, :, 0]), "P R V")))
+        logits = place(place(logits, "V P R w"), "v P R w")
+        ids, logp = jax.vmap(jax.vmap(draw, (1, 0, 0)), (1, 0, 0))(logits, keys, slots.temperature)
         is_drawing = slots.budget > 0
         out = {"ids": out["ids"].at[t].set(jnp.where(is_drawing, ids, NO_ID)),
                "logp": out["logp"].at[t].set(jnp.where(is_drawing, logp, 0.0))}
@@ -212,8 +228,8 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
     return dataclasses.replace(caches, branch=branch), {**out, "is_stopped": is_stopped}
 
 
-# A look: (q [P R 1 K G H], a layer's part of the entries, the staged Segment) → o [P R 1 K G H].
-Look = Callable[[jax.Array, Any, Segment], jax.Array]
+# A look: (q [P R 1 K G H], a layer's part of the entries, its staged columns, how many of them are there) → o [P R 1 K G H].
+Look = Callable[[jax.Array, Any, tuple[jax.Array, jax.Array], jax.Array], jax.Array]
 
 
 def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, ...], Look]:
@@ -222,19 +238,18 @@ def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, 
     sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
     sees_past = _before(columns, slots.length[:, :, None, None])
 
-    def look(q, cached, staged):
+    def look(q, cached, staged, count):
         segments = [Segment(*layer, sees) for layer, sees in zip(cached, (sees_prefix, sees_past))]
-        return attend(q, [*(segments if columns else segments[:1]), staged])
+        return attend(q, [*(segments if columns else segments[:1]), Segment(*staged, _before(staged[1].shape[-2], count))])
 
     return (caches.prefix, past), look
 
 
 def _kernel_look(caches: Caches, slots: Slots, columns: int, kernel: Callable) -> tuple[tuple[Any, ...], Look]:
     """As `_plain_look`; the loop goes through the layers' numbers and the kernel fetches their parts of the caches."""
-    def look(q, cached, staged):
+    def look(q, cached, staged, count):
         length = jnp.minimum(slots.length, columns)  # those that do not draw may be longer
-        parts = kernel(q, cached[0], caches.prefix, caches.branch, slots.prefix_length, length, columns=columns)
-        return merge([*parts, attend_part(q, [staged])])
+        return kernel(q, cached[0], caches.prefix, caches.branch, staged, slots.prefix_length, length, count, columns=columns)
 
     return (jnp.arange(caches.branch[0].shape[0], dtype=jnp.int32),), look
 
