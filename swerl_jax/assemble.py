@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import engines
+from swerl_jax import engines, run_directory
 from swerl_jax.data.loader import Loader, Source
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
-from swerl_jax.data.tasks import TaskSpec, make_tasks
+from swerl_jax.data.tasks import TaskPaths, TaskSpec, make_tasks, task_paths
 from swerl_jax.env.chat import Chat
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import SingleTurn
@@ -87,10 +87,29 @@ class Text:
         return "over_budget" if is_long else self.refuses_prompt(example)
 
 
-def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tuple[tuple[str, ...], str]:
-    """(training paths, held-out path); without configured ones, tasks are made from the standard library."""
-    if config.data.train:
-        return tuple(config.data.train), config.data.held_out
+def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> tuple[tuple[str, ...], str]:
+    """(training paths, held-out path); without configured ones, tasks are made from the standard library.
+
+    A resumed run goes on with the tasks that it has, whatever would be made now.
+
+    Raises:
+      ValueError: the files are not those that the run began with.
+    """
+    train, held_out = tuple(config.data.train), config.data.held_out
+    if not train:
+        made = task_paths(directory / TASKS_NAME) if is_resumed else _make_tasks(config, directory / TASKS_NAME)
+        train, held_out = (str(made.train),), held_out or str(made.held_out)
+    if is_resumed:
+        run_directory.check_data(directory, file_sizes((*train, held_out)))
+    return train, held_out
+
+
+def file_sizes(paths: Sequence[str]) -> list[run_directory.FileSize]:
+    """Of all files of examples at `paths`, in order."""
+    return [size for path in paths for size in open_examples(path).sizes()]
+
+
+def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path) -> TaskPaths:
     t = config.tasks
     spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
@@ -105,8 +124,7 @@ def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tu
             bar.advance(done - made)
             made = done
 
-        paths = make_tasks(spec, directory / TASKS_NAME, show)
-    return (str(paths.train),), config.data.held_out or str(paths.held_out)
+        return make_tasks(spec, directory, show)
 
 
 def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
@@ -115,27 +133,30 @@ def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
     Raises:
       ValueError: it has none, and none are configured.
     """
-    made = run / TASKS_NAME / "held_out.array_record"
+    made = task_paths(run / TASKS_NAME).held_out
     if not config.data.held_out and not made.exists():
         raise ValueError(f"{made} does not exist; name the evaluation examples with --config.data.held_out=FILE")
     return config.data.held_out or str(made)
 
 
 def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
-    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory."""
+    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory.
+
+    Args:
+      train: paths of what one is trained on; empty: it is there already.
+
+    Raises:
+      ValueError: it is not, or it cannot be trained on these.
+    """
     kind, _, size = config.tokenizer.partition(":")
     if kind == "train":
-        path = directory / TOKENIZER_PATH
-        if not path.exists() and (origin := pathlib.Path(config.init, TOKENIZER_PATH)).exists():
+        path, origin = directory / TOKENIZER_PATH, pathlib.Path(config.init, TOKENIZER_PATH)
+        if train:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin, path)
-        if path.exists():
-            tokenizer = load_tokenizer(f"sentencepiece:{path}")
-        elif not train:
+            shutil.copyfile(origin, path) if origin.exists() else train_sentencepiece(_texts(config, train), int(size), path)
+        elif not path.exists():
             raise ValueError(f"{path} does not exist; give the directory of the run that trained it, or set --config.tokenizer")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
+        tokenizer = load_tokenizer(f"sentencepiece:{path}")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought, config.sft.lines_around,

@@ -94,8 +94,10 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
         together.meet(config, directory, processes, is_resumed=RESUME.value)
-        train_paths, held_out = processes.first("making tasks", lambda: assemble.data_paths(config, directory))
-        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, train_paths))
+        train_paths, held_out = processes.first(
+            "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value))
+        taught = train_paths if processes.index == 0 and not RESUME.value else ()
+        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, taught))
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with _readable_errors():
@@ -113,6 +115,8 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             if processes.index == 0:
                 print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases, processes)
+            processes.first("beginning", lambda: run_directory.begin(
+                config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value))
             assemble.keep_reference(config, directory, phases, state, step, processes)
         try:
             loop.run(state, step)
