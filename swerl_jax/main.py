@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
         _fail("no config; needed is --config=configs/NAME.py, for example configs/tiny.py")
     config = CONFIG.value
     with _readable_errors():
-        config_lib.check(config)
         config = _with_shards(config)
+        config_lib.check(config)
     if "://" in (WORKDIR.value or ""):
         _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
               "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
