@@ -240,6 +240,7 @@ class Loop:
         counters = phase.loader.state()
         metrics |= {"task": phase.name, "data/position": counters["position"],
                     "data/dropped_over_budget": counters.get("dropped/over_budget", 0),
+                    "data/not_expressible": counters.get("dropped/not_expressible", 0),
                     "data/malformed": counters.get("dropped/malformed", 0)}
         self._skipped = self._skipped + 1 if metrics["update/skipped"] else 0
         self._record(step, state, metrics)

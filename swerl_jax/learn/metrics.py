@@ -91,6 +91,7 @@ METRICS: dict[str, Metric] = {
     "scorer/retries": Metric("count", "answers scored a second time after a scorer died or overran"),
     "data/position": Metric("count", "next index of the example stream"),
     "data/dropped_over_budget": Metric("count", "examples dropped so far because the prompt exceeds its budget"),
+    "data/not_expressible": Metric("count", "examples dropped so far because no edits say their fix, in supervised steps"),
     "data/malformed": Metric("count", "rows skipped so far because they could not be read"),
     "eval/reward": Metric("reward", "held-out: mean reward"),
     "eval/well_formed_reward": Metric("reward", "held-out: mean reward of the well-formed answers"),
