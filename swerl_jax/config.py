@@ -126,7 +126,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "optimizer.weight_decay": (0.0, "AdamW; ours"),
     "optimizer.moments_dtype": ("auto", "of the optimiser's moments: float32, bfloat16, or auto: as the parameters"),
     "optimizer.max_grad_norm": (1.0, "the global gradient norm is clipped to it; ours"),
-    "optimizer.max_skipped": (5, "updates with a non-finite gradient in a row after which the run stops"),
+    "optimizer.max_skipped": (5, "updates in a row with a non-finite gradient, after which the run stops"),
     # -- learner ---------------------------------------------------------------------------------------------------
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),

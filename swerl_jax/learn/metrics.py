@@ -83,7 +83,7 @@ METRICS: dict[str, Metric] = {
     "seconds/score": Metric("s", "waiting for rewards after sampling"),
     "seconds/learn": Metric("s", "packing, loss, gradient and update"),
     "seconds/eval": Metric("s", "held-out evaluation"),
-    "seconds/checkpoint": Metric("s", "time the step waited for saving"),
+    "seconds/checkpoint": Metric("s", "waiting for saving, since the line before"),
     "seconds/step": Metric("s", "the whole step"),
     "compilations": Metric("count", "XLA compilations since the process began"),
     "memory/peak_gib": Metric("GiB", "peak memory of the busiest device, or of the process on CPU"),
