@@ -51,7 +51,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
     "answer.max_tokens": (4096, "limit of an answer [tokens]; ours"),
     # -- reward --------------------------------------------------------------------------------------------------
-    "reward.name": ("search_replace", "search_replace (paper), unified_diff, or module:function"),
+    "reward.name": ("search_replace", "search_replace (paper), unified_diff, or module:function of (output, files, oracle)"),
     "reward.similarity": ("difflib", "of two diffs: difflib (paper) or indel"),
     "reward.line_autojunk": (True, "difflib's line heuristic while making diffs; True is the released behaviour"),
     "reward.discrete": (False, "1 for an exact match else 0 (the paper's ablation)"),
