@@ -62,7 +62,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- model and mesh --------------------------------------------------------------------------------------------
     "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS (the vocabulary is taken from a tokenizer trained here), or init: what init=hf:DIR holds"),
     "model.dtype": ("bfloat16", "of activations and matrix products: float32 or bfloat16"),
-    "model.param_dtype": ("float32", "of parameters and optimiser moments"),
+    "model.param_dtype": ("float32", "of parameters and optimiser moments: float32 or bfloat16; gradients add up in float32"),
     "lora.rank": (0, "rank of a low-rank change that learns in place of the parameters; 0: all parameters learn"),
     "lora.alpha": (32.0, "the change is alpha / rank · A B"),
     "lora.targets": (("qkv", "out", "gate_up", "down"), "matrices of every layer that change"),
@@ -114,7 +114,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),
     "rl.muon_learning_rate": (0.0, "as sft.muon_learning_rate; ours"),
-    "rl.schedule": ("constant", "constant or cosine; ours"),
+    "rl.schedule": ("constant", "constant or cosine, by updates: a step without any (all advantages 0) leaves the rate as it is; ours"),
     "rl.warmup_steps": (0, "updates of linear warm-up; ours"),
     "sft.learning_rate": (1e-5, "peak; ours"),
     "sft.muon_learning_rate": (0.0, "peak for the layers' matrices, by Muon; 0: AdamW for all parameters; ours"),
@@ -144,7 +144,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoints.every_steps": (50, "a checkpoint every so many steps, and at the end"),
     "checkpoints.keep": (3, "good checkpoints kept"),
-    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step [s]"),
+    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step, after the optimiser steps that are under way: more than a step's learning takes [s]"),
     "log.tensorboard": (True, "write TensorBoard scalars"),
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------
