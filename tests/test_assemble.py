@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 import small
 
@@ -20,7 +21,7 @@ def held_out(config, directory, *numbers, more=""):
     path = directory / "judge.jsonl"
     path.write_text("".join(json.dumps(small.example(n)) + "\n" for n in numbers) + more)
     text = assemble.text(config, directory, ())
-    arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config, assemble.jax.devices()[:1])
+    arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config, jax.devices()[:1])
     return [example.id for example in assemble.evaluator(config, arch, mesh, text, None, str(path)).examples]
 
 
