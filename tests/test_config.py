@@ -74,7 +74,8 @@ REFUSALS = {
     "top_k": ({"engine.top_k": 50}, "top_k 50", "makes? the policy ratio of the loss wrong"),
     "max_lag": ({"rl.max_lag": 1}, "rl.max_lag is 1", r"only 0 \(synchronous\)"),
     "phases": ({"phases": ("sft", "dpo")}, "'dpo'", "out of sft, rl"),
-    "prefix_buckets": ({"prompt.max_tokens": 257, "engine.prefix_buckets": (128, 256)}, r"is 257.*\(128, 256\)", "add a larger one"),
+    "prefix_buckets": ({"prompt.max_tokens": 257, "engine.prefix_buckets": (128, 256)},
+                       r"is 257.*\(128, 256\)", "add a larger one"),
     "kl": ({"rl.kl_coefficient": 0.1, "sft.steps": 1}, "rl.kl_coefficient is 0.1", "run the sft phase by itself, then RL"),
     "cap": ({"rl.importance_cap": 0.5}, "rl.importance_cap is 0.5", "0 or at least 1"),
     "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
@@ -110,7 +111,8 @@ def test_what_cannot_work_is_refused(rule):
     ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "mistral", "llama3, chatml, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
     ("data.on_malformed", "ignore", "stop, skip"), ("on_malformed", "ignore", "stop, skip"),
-    ("tasks.scope", "file", "function, module"), ("tasks.voice", "nobody", "maintainer, user"), ("curate.bots", "none", "signed, paper"),
+    ("tasks.scope", "file", "function, module"), ("tasks.voice", "nobody", "maintainer, user"),
+    ("curate.bots", "none", "signed, paper"),
 ])
 def test_names_out_of_a_list(name, wrong, allowed):
     with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; needed is one of {allowed}$"):

@@ -119,7 +119,7 @@ def test_every_documented_metric_is_written(reference):
     _, _, directory = reference
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert set().union(*rows) - {"step"} == METRICS.keys() - {"kl_ref"}
-    assert max(row["seconds/checkpoint"] for row in rows) > 0 and max(row["seconds/eval"] for row in rows if "seconds/eval" in row) > 0
+    assert max(row["seconds/checkpoint"] for row in rows) > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])

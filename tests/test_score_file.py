@@ -68,7 +68,8 @@ def test_rollout_file_compressed(tmp_path):
     summary = score(source, tmp_path / "again.jsonl.gz")
     rows = read(tmp_path / "again.jsonl.gz")
     assert rows[0] == group and rows[3] == other
-    assert rows[1] == {**rollout, "reward": 1.0, "status": "scored", "reason": "", "detail": "", "is_exact": True, "is_well_formed": True,
+    assert rows[1] == {**rollout, "reward": 1.0, "status": "scored", "reason": "", "detail": "", "is_exact": True,
+                       "is_well_formed": True,
                        "similarities": [{"path": "m.py", "pred_change": "@@ -1 +1 @@\n-a\n+b", "similarity": 1.0,
                                          "oracle_change": "@@ -1 +1 @@\n-a\n+b"}]}  # fmt: skip
     assert (rows[2]["output"], rows[2]["reason"], rows[2]["is_well_formed"]) == ("\ud800", "tag_count", False)

@@ -62,7 +62,8 @@ class SftPhase:
         seconds = time.perf_counter() - started
         valid = sum(int(b.is_valid.sum()) for b in batches)
         return state, {
-            "skips": [report["skipped"] > 0], "sft/loss": sums["loss"], "loss": sums["loss"], "entropy": sums["entropy"] / sums["tokens"],
+            "skips": [report["skipped"] > 0],
+            "sft/loss": sums["loss"], "loss": sums["loss"], "entropy": sums["entropy"] / sums["tokens"],
             "grad_norm": report["grad_norm"], "lr": report["lr"], "update/count": 1, "update/skipped": report["skipped"],
             "padding_frac": padding_fraction(batches), "tokens/learned": sums["tokens"],
             "length/mean": float(np.mean([len(ids) for ids in answers])),
