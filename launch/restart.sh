@@ -20,7 +20,7 @@ source "$HERE/options.sh"
 
 WORKDIR="" RESTARTS=10 FIRST_WAIT_S=10 MAX_WAIT_S=300 RESUME="" STATUS_FILE="" DRY_RUN=""
 ATTEMPT="${JOBSET_RESTART_ATTEMPT:-${SLURM_RESTART_COUNT:-0}}" # earlier attempts of this job
-BEGUN_NAME=config.json # the trainer writes it first
+BEGUN_NAME=config.json # the trainer writes it when all is set up
 TABLE_NAME=table.md    # and this last
 SIGNALS=0 CHILD="" STATUS=0 TABLE_BEFORE=""
 

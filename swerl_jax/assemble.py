@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import engines
-from swerl_jax.data.loader import Loader, Source
+from swerl_jax import engines, run_directory
+from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
-from swerl_jax.data.tasks import TaskSpec, make_tasks
+from swerl_jax.data.tasks import TaskPaths, TaskSpec, make_tasks, task_paths
 from swerl_jax.env.chat import Chat
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import SingleTurn
@@ -87,10 +87,29 @@ class Text:
         return "over_budget" if is_long else self.refuses_prompt(example)
 
 
-def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tuple[tuple[str, ...], str]:
-    """(training paths, held-out path); without configured ones, tasks are made from the standard library."""
-    if config.data.train:
-        return tuple(config.data.train), config.data.held_out
+def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> tuple[tuple[str, ...], str]:
+    """(training paths, held-out path); without configured ones, tasks are made from the standard library.
+
+    A resumed run goes on with the tasks that it has, whatever would be made now.
+
+    Raises:
+      ValueError: the files are not those that the run began with.
+    """
+    train, held_out = tuple(config.data.train), config.data.held_out
+    if not train:
+        made = task_paths(directory / TASKS_NAME) if is_resumed else _make_tasks(config, directory / TASKS_NAME)
+        train, held_out = (str(made.train),), held_out or str(made.held_out)
+    if is_resumed:
+        run_directory.check_data(directory, file_sizes((*train, held_out)))
+    return train, held_out
+
+
+def file_sizes(paths: Sequence[str]) -> list[run_directory.FileSize]:
+    """Of all files of examples at `paths`, in order."""
+    return [size for path in paths for size in open_examples(path).sizes()]
+
+
+def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path) -> TaskPaths:
     t = config.tasks
     spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
@@ -106,8 +125,7 @@ def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path) -> tu
             bar.advance(done - made)
             made = done
 
-        paths = make_tasks(spec, directory / TASKS_NAME, show)
-    return (str(paths.train),), config.data.held_out or str(paths.held_out)
+        return make_tasks(spec, directory, show)
 
 
 def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
@@ -116,27 +134,30 @@ def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
     Raises:
       ValueError: it has none, and none are configured.
     """
-    made = run / TASKS_NAME / "held_out.array_record"
+    made = task_paths(run / TASKS_NAME).held_out
     if not config.data.held_out and not made.exists():
         raise ValueError(f"{made} does not exist; name the evaluation examples with --config.data.held_out=FILE")
     return config.data.held_out or str(made)
 
 
 def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
-    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory."""
+    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory.
+
+    Args:
+      train: paths of what one is trained on; empty: it is there already.
+
+    Raises:
+      ValueError: it is not, or it cannot be trained on these.
+    """
     kind, _, size = config.tokenizer.partition(":")
     if kind == "train":
-        path = directory / TOKENIZER_PATH
-        if not path.exists() and (origin := pathlib.Path(config.init, TOKENIZER_PATH)).exists():
+        path, origin = directory / TOKENIZER_PATH, pathlib.Path(config.init, TOKENIZER_PATH)
+        if train:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin, path)
-        if path.exists():
-            tokenizer = load_tokenizer(f"sentencepiece:{path}")
-        elif not train:
+            shutil.copyfile(origin, path) if origin.exists() else train_sentencepiece(_texts(config, train), int(size), path)
+        elif not path.exists():
             raise ValueError(f"{path} does not exist; give the directory of the run that trained it, or set --config.tokenizer")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tokenizer = train_sentencepiece(_texts(config, train), int(size), path)
+        tokenizer = load_tokenizer(f"sentencepiece:{path}")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     return Text(tokenizer, Chat(tokenizer, config.chat), config.prompt.style, config.sft.thought, config.sft.lines_around,
@@ -145,10 +166,15 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
 
 def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int = 2000):
     for path in train:
-        examples = open_examples(path)
-        for i in range(0, len(examples), max(1, len(examples) // limit)):  # all over the file: it may be in an order
-            yield "\n".join(message.text for message in messages(examples[i], config.prompt.style))
-            yield taught_answer(examples[i], config.sft.thought, config.sft.lines_around)
+        rows = open_examples(path)
+        numbers = range(0, len(rows), max(1, len(rows) // limit))  # all over the file: it may be in an order
+        for example in readable(rows, numbers, config.data.on_malformed):
+            yield "\n".join(message.text for message in messages(example, config.prompt.style))
+            try:
+                answer = taught_answer(example, config.sft.thought, config.sft.lines_around)
+            except ValueError:  # no edits say its fix: the supervised phase counts it
+                continue
+            yield answer
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
@@ -204,9 +230,11 @@ def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, 
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
               processes: Processes = ALONE) -> Evaluator:
     """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
-    examples, left_out = _within_budget(path, config.eval.examples, text, is_fewer_fine=bool(config.data.shards))
+    examples, left_out = _within_budget(path, config.eval.examples, text, config.data.on_malformed)
     if left_out:
         print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
+    if len(examples) < config.eval.examples:
+        print(f"held-out: eval.examples is {config.eval.examples} and {path} has {len(examples)}: they are all taken")
     lanes = config.engine.groups * config.rl.samples
     one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=len(examples), samples=config.eval.samples,
                          groups=max(1, lanes // config.eval.samples), temperature=config.eval.temperature, purpose="eval",
@@ -214,18 +242,27 @@ def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: T
     return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector, processes)
 
 
-def _within_budget(path: str, count: int, text: Text, *, is_fewer_fine: bool) -> tuple[list[Example], int]:
-    """(the first `count` examples that may be asked, how many were passed over)."""
-    rows, chosen = open_examples(path), []
-    for i in range(len(rows)):
-        if text.refuses_prompt(rows[i]) is None:
-            chosen.append(rows[i])
+def _within_budget(path: str, count: int, text: Text, on_malformed: str) -> tuple[list[Example], int]:
+    """(the first `count` examples that may be asked, or all there are; how many were passed over).
+
+    Raises:
+      ValueError: there is none, or two of them share an id.
+    """
+    rows, chosen, left_out = open_examples(path), {}, 0
+    for example in readable(rows, range(len(rows)), on_malformed):
+        if text.refuses_prompt(example) is not None:
+            left_out += 1
+        elif example.id in chosen:
+            raise ValueError(f"{path} has two examples with the id {example.id!r}; held-out ones are told apart by it: make "
+                             "every id another")
+        else:
+            chosen[example.id] = example
         if len(chosen) == count:
-            return chosen, i + 1 - count
-    if chosen and is_fewer_fine:
-        return chosen, len(rows) - len(chosen)
-    raise ValueError(f"eval.examples is {count} and {path} has {len(chosen)} of {len(rows)} within prompt.max_tokens="
-                     f"{text.max_prompt_tokens}; ask for fewer, or give more examples")
+            break
+    if not chosen:
+        raise ValueError(f"none of the {len(rows)} examples of {path} is within prompt.max_tokens={text.max_prompt_tokens}; "
+                         "raise it, or give other examples")
+    return list(chosen.values()), left_out
 
 
 def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: str) -> Learner:
@@ -326,14 +363,11 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
     """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept on disk.
 
     Raises:
-      ValueError: RL begins inside this run, after another phase; only a reference that exists now can be frozen.
+      ValueError: the run has lost it.
     """
     rl = [phase for phase in phases if phase.name == "rl"]
     if not rl or not config.rl.kl_coefficient:
         return
-    if phases[0].name != "rl":
-        raise ValueError("rl.kl_coefficient needs the policy before RL as reference: run the sft phase by itself, then RL "
-                         "with --config.phases=\"('rl',)\" --config.init=DIRECTORY_OF_THE_SFT_RUN")
     kept = Checkpoints(directory / REFERENCE_NAME, keep=1, asynchronous=False, processes=processes)
     if kept.latest_good() is None:
         if step:

@@ -52,7 +52,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "prompt.max_tokens": (12_288, "examples with a longer prompt are dropped and counted [tokens]; paper: 16k in all, split ours"),
     "answer.max_tokens": (4096, "limit of an answer [tokens]; ours"),
     # -- reward --------------------------------------------------------------------------------------------------
-    "reward.name": ("search_replace", "search_replace (paper), unified_diff, or module:function"),
+    "reward.name": ("search_replace", "search_replace (paper), unified_diff, or module:function of (output, files, oracle)"),
     "reward.similarity": ("difflib", "of two diffs: difflib (paper) or indel"),
     "reward.line_autojunk": (True, "difflib's line heuristic while making diffs; True is the released behaviour"),
     "reward.discrete": (False, "1 for an exact match else 0 (the paper's ablation)"),
@@ -63,7 +63,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- model and mesh --------------------------------------------------------------------------------------------
     "model.arch": ("llama3.3-70b", "a row of policy.arch.ARCHS (the vocabulary is taken from a tokenizer trained here), or init: what init=hf:DIR holds"),
     "model.dtype": ("bfloat16", "of activations and matrix products: float32 or bfloat16"),
-    "model.param_dtype": ("float32", "of parameters and optimiser moments"),
+    "model.param_dtype": ("float32", "of parameters and optimiser moments: float32 or bfloat16; gradients add up in float32"),
     "lora.rank": (0, "rank of a low-rank change that learns in place of the parameters; 0: all parameters learn"),
     "lora.alpha": (32.0, "the change is alpha / rank · A B"),
     "lora.targets": (("qkv", "out", "gate_up", "down"), "matrices of every layer that change"),
@@ -78,7 +78,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- engine ----------------------------------------------------------------------------------------------------
     "engine.groups": (8, "prompts sampled at one time (slots), by all engines together"),
     "engine.devices": (0, "of several hosts, too, that hold one copy of the weights and draw together; 0: mesh.tensor, no more than a process has"),
-    "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: powers of two up to prompt.max_tokens"),
+    "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: a quarter, a half and the whole of prompt.max_tokens"),
     "engine.ticks": (32, "tokens decoded between two looks of the host [tokens]"),
     "engine.unroll_layers": ("auto", "layers as an unrolled loop: true, false, or auto (on CPU up to 16 layers)"),
     "engine.attention": ("auto", "of decoding: plain, kernel (the TPU's; elsewhere slow), or auto: what suits the devices"),
@@ -115,7 +115,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- optimiser (one for each phase) -------------------------------------------------------------------------------
     "rl.learning_rate": (1e-6, "peak; ours"),
     "rl.muon_learning_rate": (0.0, "as sft.muon_learning_rate; ours"),
-    "rl.schedule": ("constant", "constant or cosine; ours"),
+    "rl.schedule": ("constant", "constant or cosine, by updates: a step without any (all advantages 0) leaves the rate as it is; ours"),
     "rl.warmup_steps": (0, "updates of linear warm-up; ours"),
     "sft.learning_rate": (1e-5, "peak; ours"),
     "sft.muon_learning_rate": (0.0, "peak for the layers' matrices, by Muon; 0: AdamW for all parameters; ours"),
@@ -127,7 +127,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "optimizer.weight_decay": (0.0, "AdamW; ours"),
     "optimizer.moments_dtype": ("auto", "of the optimiser's moments: float32, bfloat16, or auto: as the parameters"),
     "optimizer.max_grad_norm": (1.0, "the global gradient norm is clipped to it; ours"),
-    "optimizer.max_skipped": (5, "updates with a non-finite gradient in a row after which the run stops"),
+    "optimizer.max_skipped": (5, "updates in a row with a non-finite gradient, after which the run stops"),
     # -- learner ---------------------------------------------------------------------------------------------------
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
@@ -136,7 +136,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
     "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),
-    "eval.examples": (200, "held-out examples"),
+    "eval.examples": (200, "held-out examples, or all where there are fewer"),
     "eval.samples": (1, "answers an example"),
     "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
     "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
@@ -145,7 +145,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoints.every_steps": (50, "a checkpoint every so many steps, and at the end"),
     "checkpoints.keep": (3, "good checkpoints kept"),
-    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step [s]"),
+    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step, after the optimiser steps that are under way: more than a step's learning takes [s]"),
     "log.tensorboard": (True, "write TensorBoard scalars"),
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "export.dtype": ("float32", "bfloat16", "float16"), "format": ("hf", "orbax"),
     "data.on_malformed": ("stop", "skip"),
     "on_malformed": ("stop", "skip"),
-    "tasks.scope": ("function", "module"),
+    "tasks.scope": ("function", "module"), "tasks.voice": ("maintainer", "user"),
     "chat": ("llama3", "chatml", "compact"),
     "prompt.style": ("swe_rl", "compact"),
     "reward.similarity": ("difflib", "indel"),
@@ -283,6 +283,21 @@ _AT_LEAST_ONE = (
     "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
     "curate.buckets", "curate.range_commits", "curate.shard_examples", "distributed.heartbeat_s", "distributed.deadline_s",
 )
+# Intervals: a square bracket belongs to it, a round one does not.
+_NUMBERS = {
+    "(0, inf)": ("rl.learning_rate", "sft.learning_rate", "optimizer.epsilon", "engine.temperature", "lora.alpha",
+                 "export.max_file_gb", "checkpoints.grace_s"),
+    "(0, inf]": ("optimizer.max_grad_norm", "rl.max_logp_diff"),
+    "[0, inf)": ("rl.steps", "sft.steps", "rl.warmup_steps", "sft.warmup_steps", "rl.muon_learning_rate",
+                 "sft.muon_learning_rate", "rl.kl_coefficient", "optimizer.weight_decay", "sft.prompt_weight", "sft.lines_around",
+                 "eval.temperature", "sample.temperature", "eval.every_steps", "reward.deadline_s", "engine.devices",
+                 "lora.rank", "learner.block", "tasks.train_count", "tasks.held_out_count", "tasks.drill_count",
+                 "tasks.max_function_bytes", "tasks.distractor_files", "inspect.index"),
+    "[0, inf]": ("rl.clip_high",),
+    "[0, 1]": ("rl.clip_low", "reward.max_fault_frac", "tasks.told_share", "tasks.babbled_share", "tasks.misled_share",
+               "tasks.overheard_share", "tasks.reworded_share", "curate.max_fix_share", "curate.similarity"),
+    "[0, 1)": ("optimizer.beta1", "optimizer.beta2", "held_out_share"),
+}
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
@@ -293,16 +308,19 @@ _RULES = (
     _Rule(lambda c: c.distributed.coordinator not in ("auto", "none") and not 0 <= c.distributed.process < c.distributed.processes,
           "distributed.process is {distributed.process} of distributed.processes={distributed.processes}; needed is a number from 0, "
           "below the count"),
-    _Rule(lambda c: c.engine.devices < 0, "engine.devices is {engine.devices}; needed is 0 or a number of devices"),
     _Rule(lambda c: c.rl.importance_cap and c.rl.importance_cap < 1, "rl.importance_cap is {rl.importance_cap}; needed is 0 or at least 1"),
-    _Rule(lambda c: c.engine.temperature <= 0, "engine.temperature is {engine.temperature}; training needs more than 0"),
+    _Rule(lambda c: c.engine.prefix_buckets and c.prompt.max_tokens > max(c.engine.prefix_buckets),
+          "prompt.max_tokens is {prompt.max_tokens} and the largest of engine.prefix_buckets {engine.prefix_buckets} is smaller; "
+          "add a larger one, or leave them out with --config.engine.prefix_buckets=\"()\""),
+    _Rule(lambda c: c.task == "train" and c.rl.kl_coefficient and c.rl.steps and c.sft.steps and c.phases[:1] == ("sft",),
+          "rl.kl_coefficient is {rl.kl_coefficient} and phases are {phases}: it needs the policy before RL as reference; run the "
+          "sft phase by itself, then RL with --config.phases=\"('rl',)\" --config.init=DIRECTORY_OF_THE_SFT_RUN"),
     _Rule(lambda c: c.rl.minibatches > 0 and c.rl.prompts % c.rl.minibatches != 0,
           "rl.prompts {rl.prompts} do not divide into {rl.minibatches} minibatches; make one a multiple of the other"),
     _Rule(lambda c: c.reward.truncated != "score" and not _is_number(c.reward.truncated),
           "reward.truncated is {reward.truncated!r}; needed is score or a number"),
-    _Rule(lambda c: c.lora.rank < 0 or (c.lora.rank and not 0 < len(c.lora.targets)) or set(c.lora.targets) - _MATRICES,
-          "lora.rank is {lora.rank} and lora.targets are {lora.targets}; needed are 0 (off) or more, and names out of qkv, out, "
-          "gate_up, down"),
+    _Rule(lambda c: (c.lora.rank and not c.lora.targets) or set(c.lora.targets) - _MATRICES,
+          "lora.rank is {lora.rank} and lora.targets are {lora.targets}; needed are names out of qkv, out, gate_up, down"),
     _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
           "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
           "--config.init"),
@@ -313,14 +331,13 @@ _RULES = (
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),
           "data.weights {data.weights} and data.train {data.train} differ in number; give one weight a path"),
-    _Rule(lambda c: any(k > c.eval.samples for k in c.eval.pass_k),
-          "eval.pass_k {eval.pass_k} needs more answers than eval.samples {eval.samples}"),
+    _Rule(lambda c: any(not 1 <= k <= c.eval.samples for k in c.eval.pass_k),
+          "eval.pass_k is {eval.pass_k}; needed are numbers from 1 to eval.samples {eval.samples}"),
     _Rule(lambda c: c.task == "score" and not (c.input and c.output),
           "task score needs --config.input=A.jsonl and --config.output=B.jsonl"),
     _Rule(lambda c: c.task == "export" and not c.out, "task export needs --config.out=DIRECTORY"),
     _Rule(lambda c: c.task == "curate" and not (c.source and c.out),
           "task curate needs --config.source=git:PATH, gharchive:DIRECTORY or swebench:FILE, and --config.out=DIRECTORY"),
-    _Rule(lambda c: not 0 <= c.held_out_share < 1, "held_out_share is {held_out_share}; needed is 0 or more, and less than 1"),
     _Rule(lambda c: c.task == "inspect" and not c.data.shards, "task inspect needs --config.data=SHARDS"),
     _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.checkpoint,
           "task {task} needs --config.checkpoint=RUN_DIRECTORY"),
@@ -346,9 +363,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     faults = [f"{name} is {values[name]!r}; needed is one of {', '.join(allowed)}" for name, allowed in _CHOICES.items()
               if values[name] not in allowed]
     faults += [f"{name} is {values[name]}; needed is at least 1" for name in _AT_LEAST_ONE if values[name] < 1]
+    faults += [f"{name} is {values[name]}; needed is a number in {interval}" for interval, names in _NUMBERS.items()
+               for name in names if not _is_within(values[name], interval)]
     faults += [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
     if faults:
         raise ValueError("\n".join(faults))
+
+
+def _is_within(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    return (low <= value if interval[0] == "[" else low < value) and (value <= high if interval[-1] == "]" else value < high)
 
 
 def _is_number(text: str) -> bool:

@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
         _fail("no config; needed is --config=configs/NAME.py, for example configs/tiny.py")
     config = CONFIG.value
     with _readable_errors():
-        config_lib.check(config)
         config = _with_shards(config)
+        config_lib.check(config)
     if "://" in (WORKDIR.value or ""):
         _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
               "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
@@ -94,8 +94,10 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
         together.meet(config, directory, processes, is_resumed=RESUME.value)
-        train_paths, held_out = processes.first("making tasks", lambda: assemble.data_paths(config, directory))
-        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, train_paths))
+        train_paths, held_out = processes.first(
+            "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value))
+        taught = train_paths if processes.index == 0 and not RESUME.value else ()
+        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, taught))
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with _readable_errors():
@@ -113,6 +115,8 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             if processes.index == 0:
                 print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases, processes)
+            processes.first("beginning", lambda: run_directory.begin(
+                config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value))
             assemble.keep_reference(config, directory, phases, state, step, processes)
         try:
             loop.run(state, step)

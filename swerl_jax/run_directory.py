@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -14,6 +15,7 @@ from swerl_jax import __version__, config as config_lib
 from swerl_jax.data.atomic_file import write_atomically
 
 CONFIG_NAME = "config.json"
+FileSize = tuple[str, int, int]  # name, rows, bytes
 OF_PROCESS = "distributed."  # settings of one process or of one start, not of the run
 # Settings that a resumed run may change.
 RESUMABLE = ("checkpoints.", "log.", "reward.workers", "mesh.", "engine.devices", OF_PROCESS)
@@ -25,22 +27,21 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if not name.startswith(OF_PROCESS)}
 
 
-def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:
-    """Makes the run's directory, or checks that the one there may be gone on with.
+def check(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:
+    """Sees that a run may begin in the directory, or that the one there may be gone on with.
 
     Raises:
       ValueError: there is a run already, or none to go on with, or one with other settings.
     """
     path = directory / CONFIG_NAME
-    wanted = settings(config)
     if is_resumed:
         if not path.exists():
             raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
                              "leave --resume out to start one")
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        wanted, saved = settings(config), settings(config_lib.default()) | _saved(path)["config"]
         free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
-        changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
-                   if saved.get(name) != value and not name.startswith(free)]
+        changed = [f"  {name}: was {saved[name]!r}, is {value!r}" for name, value in wanted.items()
+                   if saved[name] != value and not name.startswith(free)]
         if changed:
             raise ValueError("--resume: these settings differ from the run's, which could then not continue exactly:\n"
                              + "\n".join(changed) + "\nGive the same ones, or start a new run in another --workdir "
@@ -48,6 +49,41 @@ def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_re
     elif path.exists():
         raise ValueError(f"{directory} holds a run already; go on with it (--resume), choose another --workdir, or delete "
                          "it yourself")
-    directory.mkdir(parents=True, exist_ok=True)
-    about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "config": wanted}
-    write_atomically(path, json.dumps(about, indent=1) + "\n")
+
+
+def check_data(directory: pathlib.Path, found: Sequence[FileSize]) -> None:
+    """Sees that a run that is gone on with reads what it began with.
+
+    Args:
+      found: the files of examples that it would read, in order.
+
+    Raises:
+      ValueError: there are others, or they changed.
+    """
+    began = [tuple(one) for one in _saved(directory / CONFIG_NAME).get("data", found)]  # older runs did not note it
+    if list(found) != began:
+        raise ValueError(f"--resume: the run began with other examples than there are now, and could not continue exactly: it had "
+                         f"{_told(began, found)}, there is {_told(found, began)}; put its files back, or start a new run in "
+                         f"another --workdir with --config.init={directory}")
+
+
+def begin(config: ml_collections.ConfigDict, directory: pathlib.Path, data: Sequence[FileSize], *, is_resumed: bool) -> None:
+    """Writes down that the run begins, or goes on, with all that it needs set up: from now on the directory is its own.
+
+    Raises:
+      ValueError: as `check`: another run began here in the meantime.
+    """
+    check(config, directory, is_resumed=is_resumed)
+    about = {"version": __version__, "python": platform.python_version(), "command": sys.argv, "data": data,
+             "config": settings(config)}
+    write_atomically(directory / CONFIG_NAME, json.dumps(about, indent=1) + "\n")
+
+
+def _saved(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _told(files: Sequence[FileSize], others: Sequence[FileSize]) -> str:
+    """Those that the others lack."""
+    return ", ".join(f"{one[0]} with {one[1]:,} rows in {one[2]:,} bytes" for one in files if one not in others) \
+        or "them in another order"

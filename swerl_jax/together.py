@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 
 import jax
 import ml_collections
@@ -19,20 +20,29 @@ def join(config: ml_collections.ConfigDict) -> Processes:
 
 
 def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: Processes, *, is_resumed: bool) -> None:
-    """Prepares the run's directory and sees that all processes may work in it together.
+    """Makes the run's directory, and sees that all processes may work in it together.
 
     Raises:
-      ValueError: as run_directory.prepare; or the processes differ in settings or devices, or do not share the directory.
+      ValueError: as run_directory.check; or the processes differ in settings or devices, or do not share the directory.
     """
     if processes.count > 1:
         _compare(config, processes)
-    processes.first("preparing the run's directory", lambda: run_directory.prepare(config, directory, is_resumed=is_resumed))
-    path = directory / run_directory.CONFIG_NAME
+    processes.first("checking the run's directory", lambda: run_directory.check(config, directory, is_resumed=is_resumed))
+    path = processes.first("marking the run's directory", lambda: _mark(directory))
     is_seen = processes.exchange("looking for the run's directory", path.exists)
+    if processes.index == 0:
+        path.unlink()
     if not all(is_seen):
         blind = [index for index, sees in enumerate(is_seen) if not sees]
         raise ValueError(f"{path}, written by process 0, is not seen by processes {blind}; --workdir must be on a file system "
                          "that all hosts share")
+
+
+def _mark(directory: pathlib.Path) -> pathlib.Path:
+    """A new file in the directory, of a name that was never there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="meeting-", delete=False) as file:
+        return pathlib.Path(file.name)
 
 
 def _compare(config: ml_collections.ConfigDict, processes: Processes) -> None:

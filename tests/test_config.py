@@ -8,9 +8,7 @@ import pytest
 from swerl_jax import config as config_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
-VARIANTS = [(path.stem, variant) for path in CONFIGS for variant in ("", "quick")]
 TASKS = ("score", "eval", "sample", "export", "curate", "inspect")  # of the same name as their config
-NO_QUICK = TASKS
 
 
 def load(name):
@@ -19,6 +17,10 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+VARIANTS = [(path.stem, variant) for path in CONFIGS
+            for variant in dict.fromkeys(("", "quick", *getattr(load(path.stem), "VARIANTS", ())))]
 
 
 def changed(**changes):
@@ -72,8 +74,9 @@ REFUSALS = {
     "top_k": ({"engine.top_k": 50}, "top_k 50", "makes? the policy ratio of the loss wrong"),
     "max_lag": ({"rl.max_lag": 1}, "rl.max_lag is 1", r"only 0 \(synchronous\)"),
     "phases": ({"phases": ("sft", "dpo")}, "'dpo'", "out of sft, rl"),
-    "temperature": ({"engine.temperature": 0.0}, "0.0", "more than 0"),
-    "devices": ({"engine.devices": -1}, "engine.devices is -1", "0 or a number"),
+    "prefix_buckets": ({"prompt.max_tokens": 257, "engine.prefix_buckets": (128, 256)},
+                       r"is 257.*\(128, 256\)", "add a larger one"),
+    "kl": ({"rl.kl_coefficient": 0.1, "sft.steps": 1}, "rl.kl_coefficient is 0.1", "run the sft phase by itself, then RL"),
     "cap": ({"rl.importance_cap": 0.5}, "rl.importance_cap is 0.5", "0 or at least 1"),
     "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
     "truncated": ({"reward.truncated": "zero"}, "'zero'", "score or a number"),
@@ -82,13 +85,13 @@ REFUSALS = {
                   "set --config.tokenizer=hf:model"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
-    "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),
+    "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "from 1 to eval.samples 1"),
+    "pass_0": ({"eval.pass_k": (0,)}, r"\(0,\)", "from 1 to eval.samples 1"),
     "score": ({"task": "score", "input": "a"}, "task score", "--config.output=B.jsonl"),
     "eval": ({"task": "eval"}, "task eval", "--config.checkpoint=RUN_DIRECTORY"),
     "sample": ({"task": "sample"}, "task sample", "--config.checkpoint=RUN_DIRECTORY"),
     "curate": ({"task": "curate", "out": "o"}, "task curate", "--config.source=git:PATH"),
     "inspect": ({"task": "inspect"}, "task inspect", "--config.data=SHARDS"),
-    "held_out_share": ({"held_out_share": 1.0}, "1.0", "less than 1"),
 }
 
 
@@ -108,7 +111,8 @@ def test_what_cannot_work_is_refused(rule):
     ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "mistral", "llama3, chatml, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
     ("data.on_malformed", "ignore", "stop, skip"), ("on_malformed", "ignore", "stop, skip"),
-    ("tasks.scope", "file", "function, module"), ("curate.bots", "none", "signed, paper"),
+    ("tasks.scope", "file", "function, module"), ("tasks.voice", "nobody", "maintainer, user"),
+    ("curate.bots", "none", "signed, paper"),
 ])
 def test_names_out_of_a_list(name, wrong, allowed):
     with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; needed is one of {allowed}$"):
@@ -120,6 +124,30 @@ def test_names_out_of_a_list(name, wrong, allowed):
 def test_numbers_that_must_not_be_zero(name):
     with pytest.raises(ValueError, match=f"(?m)^{name} is 0; needed is at least 1$"):
         config_lib.check(config_lib.update(config_lib.default(), {name: 0}))
+
+
+@pytest.mark.parametrize("name, wrong, interval", [
+    ("optimizer.max_grad_norm", 0.0, "(0, inf]"), ("rl.learning_rate", -1.0, "(0, inf)"), ("rl.clip_low", -1.0, "[0, 1]"),
+    ("optimizer.beta2", 1.0, "[0, 1)"), ("eval.temperature", -1.0, "[0, inf)"), ("rl.steps", -3, "[0, inf)"),
+    ("engine.temperature", 0.0, "(0, inf)"), ("rl.clip_high", float("nan"), "[0, inf]"), ("held_out_share", 1.0, "[0, 1)"),
+    ("rl.kl_coefficient", float("inf"), "[0, inf)"),
+])
+def test_numbers_out_of_an_interval(name, wrong, interval):
+    with pytest.raises(ValueError) as error:
+        config_lib.check(config_lib.update(config_lib.default(), {name: wrong}))
+    assert f"{name} is {wrong}; needed is a number in {interval}" in str(error.value).splitlines()
+
+
+def test_the_ends_of_an_interval_count_as_its_brackets_say():
+    config_lib.check(changed(optimizer__max_grad_norm=float("inf"), rl__clip_low=1.0, optimizer__beta1=0.0, rl__steps=0))
+
+
+def test_the_tables_of_checks_name_settings_and_take_their_defaults():
+    """A choice in brackets without a comma would be a text, whose letters `in` would look through."""
+    assert all(type(allowed) is tuple and all(type(one) is str for one in allowed) for allowed in config_lib._CHOICES.values())
+    named = [*config_lib._CHOICES, *config_lib._AT_LEAST_ONE, *(name for names in config_lib._NUMBERS.values() for name in names)]
+    assert set(named) <= set(config_lib.KEYS) and len(named) == len(set(named))
+    assert all(type(names) is tuple for names in config_lib._NUMBERS.values())
 
 
 def test_all_faults_are_told_at_once():
@@ -136,7 +164,7 @@ def test_the_defaults_work():
 def test_configs(name, variant):
     module = load(name)
     assert f"configs/{name}.py" in module.__doc__, "says its command"
-    if variant and name in NO_QUICK:
+    if variant and name in TASKS:
         with pytest.raises(ValueError, match=f"configs/{name}.py has no variant '{variant}'"):
             module.get_config(variant)
         return

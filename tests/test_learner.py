@@ -32,6 +32,12 @@ def _learner(optimizer=WARM, **sizes):
 
 
 @functools.cache
+def _narrow():
+    return Learner(ARCH, make_mesh({"fsdp": 1}, jax.devices()[:1]), LARGE, LossSettings("nll"), param_dtype=jnp.bfloat16,
+                   vocabulary_chunk=8, remat="none")
+
+
+@functools.cache
 def _batches():
     """Two microbatches of eight rows, half of the advantages negative; old log-probs are the initial policy's."""
     rng = np.random.default_rng(0)
@@ -300,6 +306,17 @@ def test_rounding_at_random_keeps_the_mean():
     assert abs(len(up) / 4096 - 0.25) < 0.03  # four standard deviations
     exact = jnp.asarray([0.0, -1.5, 2.0**-100], jnp.float32)
     np.testing.assert_array_equal(np.asarray(rounded(exact, jax.random.key(1)), np.float32), exact)
+
+
+def test_gradients_of_narrow_parameters_add_up_in_float32():
+    """Of 300 equal parts none is lost: in bfloat16 the sum would stand still at 256 times one part."""
+    learner, batch = _narrow(), _batches()[0]
+    params = learner.init(0).params
+    one, many = (to_arrays(learner.gradient(params, [batch] * count)[0]) for count in (1, 300))
+    for name, x in one.items():
+        assert x.dtype == many[name].dtype == jnp.float32 and float(jnp.abs(x).max()) > 0
+        np.testing.assert_allclose(many[name], 300 * x, rtol=1e-5, err_msg=name)
+    assert {x.dtype for x in jax.tree.leaves(learner.summed)} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from swerl_jax.data import shards
-from swerl_jax.data.loader import SKIP, Loader, Source
+from swerl_jax.data.loader import SKIP, STOP, Loader, Source, readable
 from swerl_jax.data.records import Example
 
 
@@ -114,10 +114,20 @@ def test_a_malformed_row_stops_the_run_by_name(damaged):
         draw(loader, 4)
 
 
-def test_a_malformed_row_is_skipped_and_counted(damaged):
+def test_a_malformed_row_is_skipped_counted_and_named_once(damaged, caplog):
     loader = Loader([Source(damaged)], seed=0, shuffle=False, on_malformed=SKIP)
-    assert draw(loader, 4) == [(0, "a0"), (1, "a1"), (2, "a2"), (4, "a0")]
-    assert loader.counters == {"dropped/malformed": 1}
+    assert draw(loader, 7) == [(0, "a0"), (1, "a1"), (2, "a2"), (4, "a0"), (5, "a1"), (6, "a2"), (8, "a0")]
+    assert loader.counters == {"dropped/malformed": 2}
+    [said] = caplog.messages
+    assert said.startswith(f"skipped {damaged}, row 4: missing")
+
+
+def test_rows_are_read_as_on_malformed_says(damaged, caplog):
+    rows = shards.open_examples(damaged)
+    assert [example.id for example in readable(rows, (2, 3, 0), SKIP)] == ["a2", "a0"]
+    assert "row 4: missing" in caplog.text
+    with pytest.raises(shards.MalformedRow, match="row 4"):
+        list(readable(rows, (2, 3, 0), STOP))
 
 
 def test_wrong_set_up_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.learner import State
 from swerl_jax.learn.loop import Loop, LoopSettings, StopRequested, read_evaluation
 from swerl_jax.learn.metrics import TIMING_KEYS, read_metrics
+from swerl_jax.learn.rl import StepError
 from swerl_jax.policy import mesh as mesh_lib
 
 
@@ -50,12 +51,12 @@ class Stream:
 
 
 class Phase:
-    """Adds the next examples' numbers to the parameters; updates of the steps in `skipped` are not finite."""
+    """Adds the next examples' numbers to the parameters; `skips`: step → which of its updates are not finite."""
 
     compilations = 0
 
-    def __init__(self, name, steps, stop, skipped=()):
-        self.name, self.steps, self.loader, self._stop, self._skipped = name, steps, Stream(), stop, skipped
+    def __init__(self, name, steps, stop, skips):
+        self.name, self.steps, self.loader, self._stop, self._skips = name, steps, Stream(), stop, skips
         sharding = mesh_lib.sharding(reference.one_device(), "", mesh_lib.LEARNER_RULES)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), fresh())
         self.learner = types.SimpleNamespace(abstract=abstract, begin=lambda params: State(
@@ -69,7 +70,7 @@ class Phase:
             self._stop.poll()
         opt = {"m": state.opt["m"] + drawn}
         new = State(state.step + 1, {"w": 2 * state.params["w"] + opt["m"]}, opt)
-        return new, {"loss": float(new.params["w"]), "update/skipped": int(step + 1 in self._skipped)}, [
+        return new, {"loss": float(new.params["w"]), "skips": self._skips.get(step + 1, [False])}, [
             {"kind": "rollout", "step": step, "w": float(new.params["w"])}] if self.name == "rl" else []
 
 
@@ -88,9 +89,9 @@ class Evaluator:
 STEPS = (3, 4)  # supervised, RL
 
 
-def make(directory, *, stop_at=0, is_first_evaluated=True, skipped=(), max_skipped=3, checkpoint_every=2):
+def make(directory, *, stop_at=0, is_first_evaluated=True, skips={}, max_skipped=3, checkpoint_every=2):
     stop = Stop(stop_at)
-    phases = [Phase("sft", STEPS[0], stop), Phase("rl", STEPS[1], stop, skipped)]
+    phases = [Phase("sft", STEPS[0], stop, {}), Phase("rl", STEPS[1], stop, skips)]
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
     settings = LoopSettings(2, checkpoint_every, max_skipped, is_first_evaluated)
     loop = Loop(directory, phases, Evaluator(stop), checkpoints, settings, stop, tensorboard=False, log_rollouts=True,
@@ -173,20 +174,38 @@ def test_looks_are_counted_right(tmp_path):
 
 
 def test_updates_that_are_not_finite_end_the_run(tmp_path):
-    loop, checkpoints, _ = make(tmp_path, skipped=(4, 5, 6), max_skipped=3)
-    with pytest.raises(ValueError, match="grad_norm was not finite in 3 steps in a row, the last is step 6"):
+    """Counted over steps, in the updates' order: not two steps of which each lost one, but three updates side by side."""
+    loop, checkpoints, _ = make(tmp_path, skips={4: [False, True], 5: [], 6: [True, True, False]})
+    with pytest.raises(ValueError, match="grad_norm was not finite in 3 updates in a row, the last in step 6"):
         run(loop, checkpoints, False)
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 6, "its line is there to be read"
-    loop, checkpoints, _ = make(tmp_path / "other", skipped=(4, 5, 7), max_skipped=3)
+    loop, checkpoints, _ = make(tmp_path / "other", skips={4: [True, False], 5: [True, True], 6: [False, True], 7: [True]})
     run(loop, checkpoints, False)
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_step_that_ends_the_run_is_named_and_leaves_its_answers(tmp_path, is_logged):
+    loop, checkpoints, _ = make(tmp_path)
+
+    def fail(state, step):
+        raise StepError("nothing to learn from", [{"kind": "group", "index": 7}] if is_logged else [])
+
+    loop.phases[1].step = fail
+    where = "; its answers are in .*step_000004.jsonl" if is_logged else ""
+    with pytest.raises(ValueError, match=f"^step 4: nothing to learn from{where}$"):
+        run(loop, checkpoints, False)
+    path = tmp_path / "rollouts" / "step_000004.jsonl"
+    assert path.read_text() == '{"kind": "group", "index": 7}\n' if is_logged else not path.exists()
+    run(*make(tmp_path)[:2], True)
+    assert '"w":' in path.read_text(), "a resumed run writes its own"
 
 
 @pytest.mark.parametrize("stop_at", [14, 16, 18])
 def test_a_resumed_run_remembers_how_many_were_skipped(tmp_path, stop_at):
-    options = {"skipped": (4, 5, 6), "max_skipped": 3}
+    options = {"skips": {step: [True] for step in (4, 5, 6)}}
     loop, checkpoints, _ = make(tmp_path, stop_at=stop_at, **options)
     with pytest.raises(StopRequested):
         run(loop, checkpoints, False)
     loop, checkpoints, _ = make(tmp_path, **options)
-    with pytest.raises(ValueError, match="in 3 steps in a row, the last is step 6"):
+    with pytest.raises(ValueError, match="in 3 updates in a row, the last in step 6"):
         run(loop, checkpoints, True)

@@ -30,7 +30,7 @@ def tiny_config():
 
 def test_the_shipped_policy_scores_what_is_written(tmp_path):
     config = tiny_config()
-    _, held_out = assemble.data_paths(config, tmp_path)
+    _, held_out = assemble.data_paths(config, tmp_path, is_resumed=False)
     text = assemble.text(config, tmp_path, ())
     arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
     params = assemble.load_params(config.init, assemble.learner(config, arch, mesh, "rl"))

@@ -153,6 +153,22 @@ def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant, changes, tasks", [
+    ("quick", [], ["rl"] * 2),
+    ("scratch", ["tasks.drill_count=40", "tasks.train_count=120", "tasks.held_out_count=20", "sft.steps=3", "rl.steps=2",
+                 "rl.prompts=2", "engine.groups=2", "eval.examples=10"], ["sft"] * 3 + ["rl"] * 2),
+])
+def test_the_main_job_runs(variant, changes, tasks, tmp_path):
+    """The smallest variant as it ships, and the one that makes tokenizer, parameters and all with less of each."""
+    done = small.run(f"--config=configs/tiny.py:{variant}", *(f"--config.{change}" for change in changes),
+                     f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert [row["task"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["step"]] == tasks
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert f"after rl (step {len(tasks)})" in table and (tmp_path / "run" / "rewards.png").exists()
+
+
+@pytest.mark.slow
 def test_a_run_is_not_overwritten(trained):
     data, directory, _ = trained
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}

@@ -191,3 +191,17 @@ def test_colour_only_on_a_terminal_that_does_not_refuse_it(monkeypatch):
     assert report.wants_colour(Stream(True)) and not report.wants_colour(Stream(False))
     monkeypatch.setenv("NO_COLOR", "1")
     assert not report.wants_colour(Stream(True))
+
+
+def test_a_fault_leaves_its_example_out_of_pass_at_k_alone():
+    """Of a's answers two are judged and one is exact; b lost one of its two, c both of its."""
+    def result(name, exact, faults):
+        return report.ExampleResult(name, tuple(map(float, exact)), (True,) * len(exact), tuple(exact), faults)
+
+    results = [result("a", [True, False], 0), result("b", [False], 1), result("c", [], 2)]
+    found = report.evaluation_intervals(results, pass_ks=[1, 2])
+    assert (found["exact"].mean, found["pass@1"].mean, found["pass@2"].mean) == (1 / 3, (1 / 2 + 0) / 2, 1)
+    table = report.evaluation_table({"it": results, "b": results[1:]}, pass_ks=[2]).splitlines()
+    assert table[-2:] == ["pass@2 of it: 2 of 3 examples have fewer than 2 judged answers and are left out.",
+                          "pass@2 of b: 2 of 2 examples have fewer than 2 judged answers and are left out."]
+    assert table[3].split()[-4:] == ["–", "2", "1", "3"]

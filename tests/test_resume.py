@@ -17,7 +17,7 @@ import pytest
 import small
 
 from swerl_jax.learn.checkpoint import Checkpoints
-from swerl_jax.learn.metrics import TIMING_KEYS
+from swerl_jax.learn.metrics import METRICS, TIMING_KEYS
 
 pytestmark = pytest.mark.slow
 STEPS = 8
@@ -114,6 +114,14 @@ def test_the_reference_has_something_to_lose(reference):
         f"evaluations/step_{n:06d}.jsonl" for n in (3, 6, 8)}
 
 
+def test_every_documented_metric_is_written(reference):
+    """All but that of a penalty against a reference policy, which has a run of its own below."""
+    _, _, directory = reference
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert set().union(*rows) - {"step"} == METRICS.keys() - {"kl_ref"}
+    assert max(row["seconds/checkpoint"] for row in rows) > 0
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_again_and_again(reference, tmp_path, seed):
     arguments, env, expected = reference
@@ -124,7 +132,7 @@ def test_killed_again_and_again(reference, tmp_path, seed):
         if (kill + seed) % 2:
             run.wait_for(is_saving(rng.randint(done, STEPS)))
         else:
-            step = rng.randint(done, min(done + 2, STEPS - 1))
+            step = min(rng.randint(done, done + 2), STEPS - 1)
             run.wait_for(lambda d: finished_steps(d) >= step and (d / "config.json").exists())
             time.sleep(rng.uniform(0, 0.3))
         run.kill(signal.SIGKILL)

@@ -185,6 +185,18 @@ def test_limits_never_help():
         assert cut.reward < whole.reward and cut.status != INFRA_FAULT and "limit" in cut.detail
 
 
+@pytest.mark.parametrize("limit", [1, 5_000, 60_000, 10**9])
+def test_an_exact_fix_has_1_whatever_its_size(limit):
+    """Its diff is the oracle's, so no limit of matching cuts it; a wrong one of the same size is cut, or below 1."""
+    before, after = "".join(f"a{i}\n" for i in range(40)), "".join(f"b{i}\n" for i in range(40))
+    spec = RewardSpec(work_limit_pairs=limit)
+    files, oracle = {"m.py": before, "n.py": "x\n"}, {"m.py": after}
+    exact = reward.contents_reward({"m.py": after, "n.py": "x\n"}, files, oracle, spec)
+    assert (exact.reward, exact.is_exact, exact.detail) == (1.0, True, "")
+    wrong = reward.contents_reward({"m.py": after.replace("b39", "c39")}, files, oracle, spec)
+    assert wrong.reward < 1 and not wrong.is_exact and bool(wrong.detail) == (limit < 10**9)
+
+
 def test_unified_diff_of_an_answer():
     score = make_reward(RewardSpec("unified_diff"))
     diff = "--- a/m.py\n+++ b/m.py\n@@ -1,2 +1,2 @@\n def f(a):\n-    return a\n+    return a + 1\n"
@@ -211,13 +223,19 @@ def user_module(monkeypatch):
 
 def test_user_function(user_module):
     user_module.length = lambda output, files, oracle: len(output) + len(files) / 10
-    assert make_reward(RewardSpec("their_rewards:length"))("abc", FILES, ORACLE) == Outcome(SCORED, 3.2)
+    score = make_reward(RewardSpec("their_rewards:length"))
+    malformed = score("abc", FILES, ORACLE)
+    assert (malformed.status, malformed.reward, malformed.reason, malformed.is_exact) == (POLICY_FAULT, 3.2, "tag_count", False)
+    exact, wrong = (score(answer(("m.py", "    return a", f"    return {text}")), FILES, ORACLE) for text in ("a + 1", "b"))
+    assert exact.is_well_formed and wrong.is_well_formed and (exact.is_exact, wrong.is_exact) == (True, False)
+    assert exact.reward == len(answer(FIX)) + 0.2
     user_module.typed = lambda output, files, oracle: Outcome(POLICY_FAULT, -1.0, "tag_count")
     assert make_reward(RewardSpec("their_rewards:typed"))("", {}, {}).reason == "tag_count"
 
 
 @pytest.mark.parametrize("value", [
     None, "1", math.nan, math.inf, Outcome("fine", 1.0), Outcome(SCORED, None), Outcome(INFRA_FAULT, 0.0),
+    Outcome(POLICY_FAULT, -1.0, "no_tests"), Outcome(SCORED, 1.0, "slow"),
 ])  # fmt: skip
 def test_user_function_must_return_a_reward(user_module, value):
     user_module.wrong = lambda output, files, oracle: value

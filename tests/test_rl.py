@@ -16,7 +16,7 @@ from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.metrics import METRICS
-from swerl_jax.learn.rl import RlPhase, RlSettings
+from swerl_jax.learn.rl import RlPhase, RlSettings, StepError
 from swerl_jax.policy.engine import Engine, EngineSettings
 
 ARCH = reference.SMALL
@@ -118,9 +118,10 @@ def test_constant_groups_are_dropped_and_others_drawn_instead():
 
 def test_too_many_constant_groups_end_the_run():
     collector = ScriptedCollector(lambda index: (-1.0, -1.0))
-    with pytest.raises(ValueError, match=r"step 4: 6 groups were drawn and only 0 have unequal rewards, 2 are needed; "
-                                         r"raise rl\.max_draws"):
+    with pytest.raises(StepError, match=r"6 groups were drawn and only 0 have unequal rewards, 2 are needed; "
+                                        r"raise rl\.max_draws") as error:
         phase(collector, drop_constant_groups=True).step(state(), 4)
+    assert [row["index"] for row in error.value.rows if row["kind"] == "group"] == list(range(6))
     assert collector.asked == [[0, 1], [2, 3], [4, 5]]
 
 
@@ -170,8 +171,9 @@ def _shifted(plain, other, task, sample, reward):
 def test_too_many_faults_end_the_run():
     faulty = ScriptedCollector(lambda index: (0.2, None))
     phase(faulty).step(state(), 0)  # half of them: just allowed
-    with pytest.raises(ValueError, match=r"2 of 4 answers have no verdict.*40%.*reward\.max_fault_frac"):
+    with pytest.raises(StepError, match=r"2 of 4 answers have no verdict.*40%.*reward\.max_fault_frac") as error:
         phase(faulty, max_fault_frac=0.4).step(state(), 0)
+    assert [row["reason"] for row in error.value.rows if row["kind"] == "rollout"] == 2 * ["", "the scorer died"]
 
 
 def test_a_step_of_faults_alone_learns_nothing():
@@ -180,7 +182,7 @@ def test_a_step_of_faults_alone_learns_nothing():
     new, metrics, _ = phase(ScriptedCollector(lambda index: (None, None)), max_fault_frac=1.0).step(before, 0)
     assert metrics["update/count"] == 0 and metrics["infra_faults"] == 4 and math.isnan(metrics["reward/mean"])
     assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
-    assert set(metrics) <= set(METRICS)
+    assert metrics.pop("skips") == [] and set(metrics) <= set(METRICS)
 
 
 def test_truncated_answers_may_be_kept_from_the_loss():
@@ -212,9 +214,20 @@ def test_sampler_and_learner_that_disagree_end_the_run():
     rewards = lambda index: (0.0, 1.0)  # noqa: E731
     _, metrics, _ = phase(ScriptedCollector(rewards, logp_error=0.005)).step(state(), 0)
     assert metrics["logp_diff/mean"] == pytest.approx(0.005, abs=1e-5)
-    for error in (0.02, math.nan):
-        with pytest.raises(ValueError, match=r"logp_diff/mean is .* above rl\.max_logp_diff=0\.01"):
-            phase(ScriptedCollector(rewards, logp_error=error)).step(state(), 0)
+    with pytest.raises(StepError, match=r"logp_diff/mean is .* above rl\.max_logp_diff=0\.01") as error:
+        phase(ScriptedCollector(rewards, logp_error=0.02)).step(state(), 0)
+    assert len(error.value.rows) == 2 * (1 + 2)
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_numbers_that_are_not_finite_are_skipped_from_the_first_batch_on(cap):
+    """No disagreement: the update changes nothing and is counted, so that the loop can end the run for what it is."""
+    before = state()
+    kept = reference.parameters(before.params)
+    collector = ScriptedCollector(lambda index: (0.0, 1.0), logp_error=math.nan)
+    new, metrics, _ = phase(collector, minibatches=2, importance_cap=cap).step(before, 0)
+    assert metrics["skips"] == [True, True] and metrics["update/skipped"] == 2 and math.isnan(metrics["logp_diff/mean"])
+    assert all((kept[name] == value).all() for name, value in reference.parameters(new.params).items())
 
 
 def test_importance_weights_are_truncated_and_leave_the_clip_to_the_updates():

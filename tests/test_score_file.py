@@ -60,7 +60,7 @@ def test_rollout_file_compressed(tmp_path):
     group = {"kind": "group", "example_id": "e", "index": 0, "prompt": "…",
              "code_context": FILES, "oracle_new_content": ORACLE}
     rollout = {"kind": "rollout", "example_id": "e", "sample": 0, "output": answer("a", "b"), "tokens": 7,
-               "reward": 0.25}
+               "reward": 0.25, "is_well_formed": False}  # as another reward judged it
     other = {**group, "example_id": "f", "oracle_new_content": {"m.py": "c\n"}}
     source = write(tmp_path / "step_000001.jsonl.gz", [
         group, rollout, {**rollout, "sample": 1, "output": "\ud800"}, "", other, {**rollout, "example_id": "f"},
@@ -69,9 +69,10 @@ def test_rollout_file_compressed(tmp_path):
     rows = read(tmp_path / "again.jsonl.gz")
     assert rows[0] == group and rows[3] == other
     assert rows[1] == {**rollout, "reward": 1.0, "status": "scored", "reason": "", "detail": "", "is_exact": True,
+                       "is_well_formed": True,
                        "similarities": [{"path": "m.py", "pred_change": "@@ -1 +1 @@\n-a\n+b", "similarity": 1.0,
                                          "oracle_change": "@@ -1 +1 @@\n-a\n+b"}]}  # fmt: skip
-    assert (rows[2]["output"], rows[2]["reason"]) == ("\ud800", "tag_count")
+    assert (rows[2]["output"], rows[2]["reason"], rows[2]["is_well_formed"]) == ("\ud800", "tag_count", False)
     # "@@ -1 +1 @@\n-a\n+" of 17 + 1 characters is common.
     assert rows[4]["reward"] == pytest.approx(2 * 16 / 34)
     assert (summary.rows, summary.groups, summary.exact) == (3, 2, 1)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from swerl_jax.data.records import Example
 from swerl_jax.env.reward import PAPER
-from swerl_jax.learn import summary
+from swerl_jax.learn import answer, summary
 
 BEFORE, AFTER = "def f(a):\n    return a < 1\n", "def f(a):\n    return a <= 1\n"
 RIGHT = ("<think>\nt\n</think>\n<solution>\n```python\n### m.py\n<<<<<<< SEARCH\n    return a < 1\n=======\n    return a <= 1\n"
@@ -44,6 +45,13 @@ def test_examples_that_rose_most_come_first_with_a_wrong_and_a_right_answer(dire
         "==== one: issue of one", "-- before, 0 of 4 exact; this one: reward -1.000", "-- after, 1 of 4 exact"]
     assert text.count("+    return a <= 1") == 3
     assert (directory / "improved.diff").read_text() in text
+
+
+def test_a_file_grown_past_the_limit_is_not_shown_as_deleted():
+    """An empty search pastes before every line."""
+    output = RIGHT.replace("    return a < 1\n===", "\n===").replace("    return a <= 1", "\n" + "x" * 600_000)
+    example = Example("e", "", "", "", {"m.py": BEFORE}, {})
+    assert answer.diff(example, output, colour=False) == "m.py: grown by more than 1,000,000 characters, not shown\n"
 
 
 def test_where_nothing_rose_it_says_so(directory):

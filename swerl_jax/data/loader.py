@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grain
 
@@ -26,6 +27,7 @@ DROPPED = "dropped/"  # prefix of the counters' names
 # Epochs of nothing but refusals before giving up: two hold one whole epoch wherever they begin, the third covers
 # weights that are kept only nearly.
 _PATIENCE = 3
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,23 @@ def accept_all(example: Example) -> None:
     del example
 
 
+def readable(rows: Sequence[Example], numbers: Iterable[int], on_malformed: str) -> Iterator[Example]:
+    """The examples of these numbers; a row that is none is named and left out.
+
+    Raises:
+      MalformedRow: there is one and `on_malformed` is STOP.
+    """
+    for number in numbers:
+        try:
+            example = rows[number]
+        except MalformedRow as error:
+            if on_malformed == STOP:
+                raise
+            _log.warning("skipped %s", error)
+        else:
+            yield example
+
+
 class Loader:
     """Draws examples from a mixture of sources, reshuffled every epoch, the same everywhere for the same seed.
 
@@ -61,7 +80,7 @@ class Loader:
       shuffle: if False, every source is read in its own order, again and again.
       process_index, process_count: which share of the stream `next` returns.
       accept: returns None, or why the example is dropped, e.g. "over_budget"; must depend on the example alone.
-      on_malformed: STOP or SKIP.
+      on_malformed: STOP or SKIP, which names each row once.
     """
 
     def __init__(
@@ -88,6 +107,7 @@ class Loader:
         self._process_index, self._process_count = process_index, process_count
         self._accept, self._on_malformed = accept, on_malformed
         self._state = {POSITION: 0}
+        self._named: set[tuple[str, int]] = set()  # malformed rows
 
     @property
     def epoch(self) -> int:
@@ -154,9 +174,12 @@ class Loader:
     def _read(self, index: int) -> tuple[Example | None, str | None]:
         try:
             example = self._stream[index]
-        except MalformedRow:
+        except MalformedRow as error:
             if self._on_malformed == STOP:
                 raise
+            if (error.path, error.row) not in self._named:
+                self._named.add((error.path, error.row))
+                _log.warning("skipped %s", error)
             return None, "malformed"
         return example, self._accept(example)
 

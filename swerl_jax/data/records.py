@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What became of one answer (the design's typed outcomes).
 SCORED = "scored"  # parsed and compared with the oracle
 TRUNCATED = "truncated"  # cut by the length limit before it was finished
-POLICY_FAULT = "policy_fault"  # malformed: reward −1 with a reason from FORMAT_REASONS
+POLICY_FAULT = "policy_fault"  # malformed: reward −1 (a user's function may give another) with a reason from FORMAT_REASONS
 INFRA_FAULT = "infra_fault"  # our machinery failed: no reward, outside baseline and gradient
 STATUSES = (SCORED, TRUNCATED, POLICY_FAULT, INFRA_FAULT)
 
@@ -71,7 +71,7 @@ class Outcome:
 
     Attributes:
       status: one of STATUSES.
-      reward: −1 or a number in [0, 1] for the paper's reward; None exactly when status is INFRA_FAULT.
+      reward: −1 or a number in [0, 1] for the paper's reward, any for a user's; None exactly when status is INFRA_FAULT.
       reason: one of FORMAT_REASONS for a policy fault, a description for an infra fault, else "".
       detail: what a person needs to find the fault, e.g. the path whose search text did not match.
       similarities: one entry per file on either side, sorted by path.

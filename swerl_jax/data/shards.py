@@ -162,6 +162,10 @@ class Examples(collections.abc.Sequence):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """(name without its directory, rows, bytes as decompressed) of each file: by these a later reader knows it again."""
+        return [(file.name.rpartition("/")[2], len(file), file.size_bytes) for file in self._files]
+
     def __getitem__(self, index: int) -> Example:
         index = operator.index(index)
         if not 0 <= index < len(self):
@@ -185,7 +189,8 @@ class _Lines:
         self.name = name
         self._data = _decompress(path) if path.endswith(".gz") else _map(path)
         self._starts, self._ends, self._rows = array.array("Q"), array.array("Q"), array.array("Q")
-        start, size = 0, len(self._data)
+        self.size_bytes = size = len(self._data)
+        start = 0
         for row in itertools.count(1):
             if start >= size:
                 break
@@ -208,7 +213,7 @@ class _Records:
     """Records of one ArrayRecord file; `name` as for lines."""
 
     def __init__(self, path: str, name: str):
-        self.name = name
+        self.name, self.size_bytes = name, os.path.getsize(path)
         # No read-ahead and no threads: rows are drawn in random order.
         self._reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
         if not self._reader.ok():

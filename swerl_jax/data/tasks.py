@@ -109,6 +109,11 @@ class TaskPaths:
     held_out: pathlib.Path
 
 
+def task_paths(directory: str | os.PathLike[str]) -> TaskPaths:
+    """Where `make_tasks` writes; nothing is looked at."""
+    return TaskPaths(pathlib.Path(directory, "train.array_record"), pathlib.Path(directory, "held_out.array_record"))
+
+
 def make_tasks(
     spec: TaskSpec, directory: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
 ) -> TaskPaths:
@@ -123,8 +128,7 @@ def make_tasks(
     Raises:
       ValueError: the library has too few functions within the bounds.
     """
-    directory = pathlib.Path(directory)
-    paths = TaskPaths(directory / "train.array_record", directory / "held_out.array_record")
+    directory, paths = pathlib.Path(directory), task_paths(directory)
     manifest = directory / MANIFEST
     identity = _identity(spec)
     if _is_made(manifest, identity) and paths.train.exists() and paths.held_out.exists():

@@ -6,7 +6,7 @@ the character similarity of the predicted and the oracle diff.
 
 What the paper's reward leaves open is settled so that no answer gains by it: matching work is bounded by
 `RewardSpec.work_limit`, growth of a file by `RewardSpec.max_growth_chars`. Past either, the number is a lower bound of
-the paper's and `Outcome.detail` says so.
+the paper's and `Outcome.detail` says so; an exact fix costs no matching and has 1 whatever its size.
 
 `files` holds every file shown in the prompt, `oracle` the changed ones only: so an edit of a shown file that needed no
 change counts as one more file with similarity 0.
@@ -25,7 +25,7 @@ from typing import Any
 import unidiff
 from rapidfuzz.distance import Indel
 
-from swerl_jax.data.records import INFRA_FAULT, POLICY_FAULT, SCORED, STATUSES, Outcome, Similarity
+from swerl_jax.data.records import FORMAT_REASONS, INFRA_FAULT, POLICY_FAULT, SCORED, STATUSES, Outcome, Similarity
 from swerl_jax.env import matching, patch
 from swerl_jax.env.matching import Work
 
@@ -51,7 +51,7 @@ class RewardSpec:
 
     Attributes:
       name: "search_replace" (the paper's), "unified_diff" (the answer is a diff), or a user's "module:function" of
-        (output, files, oracle) that returns a float or an Outcome.
+        (output, files, oracle) that returns an Outcome, or a float: the rest is then as of "search_replace".
       similarity: "difflib", the paper's ratio, or "indel": 2·LCS / total length, faster and never smaller.
       line_autojunk: True as released: in files of 200 lines or more, lines that occur often do not start a match when
         the diff is made, so the diff of a small edit can be long and a wrong edit can score 0.99. False: plain diffs.
@@ -103,15 +103,16 @@ def make_reward(spec: RewardSpec) -> RewardFunction:
         ) from error
     if not callable(function):
         raise ValueError(f"reward {spec.name!r} is {type(function).__name__}, not a function")
-    return functools.partial(_user_reward, spec.name, function)
+    return functools.partial(_user_reward, spec, function)
 
 
-def _user_reward(name: str, function: Callable[..., Any], output: str, files: Files, oracle: Files) -> Outcome:
+def _user_reward(spec: RewardSpec, function: Callable[..., Any], output: str, files: Files, oracle: Files) -> Outcome:
     result = function(output, files, oracle)
     if isinstance(result, Outcome):
-        _check_outcome(name, result)
+        _check_outcome(spec.name, result)
         return result
-    return Outcome(SCORED, _checked_number(name, result))
+    reward = _checked_number(spec.name, result)
+    return dataclasses.replace(search_replace_reward(output, files, oracle, spec), reward=reward)
 
 
 def _check_outcome(name: str, outcome: Outcome) -> None:
@@ -119,6 +120,9 @@ def _check_outcome(name: str, outcome: Outcome) -> None:
         raise RewardContractError(f"reward {name!r} returned status {outcome.status!r}; use one of {STATUSES}")
     if outcome.status != INFRA_FAULT:
         _checked_number(name, outcome.reward)
+        if outcome.reason not in ("", *FORMAT_REASONS):
+            raise RewardContractError(f"reward {name!r} returned the reason {outcome.reason!r}; use one of {FORMAT_REASONS}, or "
+                                      "\"\" for a usable answer, and `detail` for what else there is to say")
     elif outcome.reward is not None:
         raise RewardContractError(f"reward {name!r} returned an infra fault with a reward; its reward must be None")
 
@@ -222,25 +226,31 @@ def _compare_contents(
     """Compares by diffs; a predicted content of None (grown past the limit) is a change that scores 0."""
     oracle_diffs, pairs = _oracle_diffs(tuple((path, files.get(path, ""), oracle[path]) for path in sorted(oracle)),
                                         options.line_autojunk, options.work_limit_pairs)  # fmt: skip
-    if not work.pay(pairs):
-        return Outcome(SCORED, 0.0, detail=_ORACLE_TOO_LARGE)
-    diffs, remarks = {}, []
-    for path in sorted(predicted):
-        content, before = predicted[path], files.get(path, "")
-        diff = "" if content is None else patch.file_diff(before, content, options.line_autojunk, work)
-        if content is None:
-            remarks.append(f"{path}: grown by more than {options.max_growth_chars} characters: scored 0")
-        elif work.is_exhausted:
-            remarks.append(f"{path}: work limit reached: scored 0")
-            diff = ""
-        elif not diff:
-            continue
-        diffs[path] = diff
     is_exact = all(
         predicted.get(path, files.get(path, "")) == oracle.get(path, files.get(path, ""))
         for path in predicted.keys() | oracle.keys()
     )
-    return _compare_diffs(diffs, dict(oracle_diffs), is_exact, remarks, options, work)
+    if not work.pay(pairs):
+        return Outcome(SCORED, float(is_exact), detail="" if is_exact else _ORACLE_TOO_LARGE, is_exact=is_exact)
+    known, diffs, remarks = dict(oracle_diffs), {}, []
+    for path in sorted(predicted):
+        content, before = predicted[path], files.get(path, "")
+        diff = ""
+        if content is None:
+            remarks.append(f"{path}: grown by more than {options.max_growth_chars} characters: scored 0")
+        elif content == oracle.get(path, before):
+            if path not in known:
+                continue
+            diff = known[path]
+        else:
+            diff = patch.file_diff(before, content, options.line_autojunk, work)
+            if work.is_exhausted:
+                remarks.append(f"{path}: work limit reached: scored 0")
+                diff = ""
+            elif not diff:
+                continue
+        diffs[path] = diff
+    return _compare_diffs(diffs, known, is_exact, remarks, options, work)
 
 
 @functools.lru_cache(maxsize=8)  # the answers of one group are scored one after the other, against the same oracle
@@ -271,6 +281,8 @@ def _compare_diffs(
 
 
 def _ratio(predicted: str, oracle: str, similarity: str, work: Work) -> float:
+    if predicted == oracle:
+        return 1.0
     if similarity == "difflib":
         return matching.ratio(predicted, oracle, work)
     if not work.pay(len(predicted) * len(oracle) // _INDEL_SHARE + len(predicted) + len(oracle)):

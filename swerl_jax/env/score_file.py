@@ -75,7 +75,7 @@ def score_file(
     `api` "contents" and `pred_new_content`, or it has `api` "unified_diff", `pred_patches` and `oracle_patches`. In a
     rollout file the group line gives the context of the rollouts behind it and passes through unchanged; rollouts that
     the length limit cut are scored by their text like the others. Added or replaced are `reward` (null for an infra
-    fault), `status`, `reason`, `detail`, `is_exact` and `similarities`.
+    fault), `status`, `reason`, `detail`, `is_well_formed`, `is_exact` and `similarities`.
 
     Args:
       deadline_s: for one row, see `scorer.default_deadline_s`.
@@ -221,6 +221,7 @@ class _Run:
             "status": outcome.status,
             "reason": outcome.reason,
             "detail": outcome.detail,
+            "is_well_formed": outcome.is_well_formed,
             "is_exact": outcome.is_exact,
             "similarities": similarities,
         }

@@ -67,5 +67,5 @@ def _applied(example: Example, output: str) -> tuple[str, dict[str, str | None]]
 
 
 def _diffs(example: Example, after: dict[str, str | None], colour: bool) -> str:
-    return "\n".join(coloured_diff(example.files.get(path, ""), new or "", path, colour=colour)
-                     for path, new in after.items())
+    return "\n".join(f"{path}: grown by more than {MAX_GROWTH_CHARS:,} characters, not shown\n" if new is None else
+                     coloured_diff(example.files.get(path, ""), new, path, colour=colour) for path, new in after.items())

@@ -27,7 +27,7 @@ from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, State, from_arrays, to_arrays
 from swerl_jax.learn.metrics import EVALUATIONS_NAME, RL_COLUMNS, SFT_COLUMNS, MetricsLog, RolloutLog, terminal_line
 from swerl_jax.learn.processes import ALONE, Processes, StopRequested
-from swerl_jax.learn.rl import rollout_rows
+from swerl_jax.learn.rl import StepError, rollout_rows
 
 _LOOK_S = 0.5  # between two looks whether another process was told to stop
 
@@ -44,7 +44,7 @@ class Phase(Protocol):
     compilations: int
 
     def step(self, state: State, step: int) -> tuple[State, dict[str, Any], list[dict[str, Any]]]:
-        """One step: (state, metrics, rollout rows)."""
+        """One step: (state, metrics and, under "skips", which of its updates were skipped, rollout rows)."""
 
 
 class StopSignal:
@@ -139,7 +139,8 @@ class Loop:
         self._rollouts = RolloutLog(directory) if log_rollouts and is_first else None
         self._evaluations = RolloutLog(directory, EVALUATIONS_NAME) if is_first else None
         self._owner = 0  # index of the phase whose optimiser the state has
-        self._skipped = 0
+        self._skipped = 0  # updates in a row
+        self._saving_s = 0.0  # since the last line
         self._saved_step = -1
         self._unlogged: dict[str, Any] | None = None  # metrics of the last finished step, while its line is not written
 
@@ -231,6 +232,9 @@ class Loop:
             for p, position in zip(self.phases, positions):
                 p.loader.restore(position)  # the step did not happen
             raise
+        except StepError as error:
+            where = f"; its answers are in {self._rollouts.write(step + 1, error.rows)}" if self._rollouts and error.rows else ""
+            raise ValueError(f"step {step + 1}: {error}{where}") from error
         metrics["seconds/step"] = time.perf_counter() - started
         return state, metrics, rows
 
@@ -240,10 +244,21 @@ class Loop:
         counters = phase.loader.state()
         metrics |= {"task": phase.name, "data/position": counters["position"],
                     "data/dropped_over_budget": counters.get("dropped/over_budget", 0),
+                    "data/not_expressible": counters.get("dropped/not_expressible", 0),
                     "data/malformed": counters.get("dropped/malformed", 0)}
-        self._skipped = self._skipped + 1 if metrics["update/skipped"] else 0
+        most = self._count_skipped(metrics.pop("skips"))
         self._record(step, state, metrics)
-        self._check_numbers(step)
+        if most >= self.settings.max_skipped:
+            raise ValueError(f"grad_norm was not finite in {most} updates in a row, the last in step {step}; lower the "
+                             "learning rate, or use a wider model.dtype")
+
+    def _count_skipped(self, skips: Sequence[bool]) -> int:
+        """The most in a row up to any of a step's updates, in their order."""
+        most = 0
+        for is_skipped in skips:
+            self._skipped = self._skipped + 1 if is_skipped else 0
+            most = max(most, self._skipped)
+        return most
 
     def _record(self, step: int, state: State, metrics: dict[str, Any]) -> None:
         """Evaluates where it is due and writes the step's line; a signal in between leaves it to the resumed run."""
@@ -253,17 +268,13 @@ class Loop:
             metrics |= self._evaluate(state, step)
         metrics |= {"compilations": sum(p.compilations for p in self.phases) + self._evaluator.engine.compilations,
                     "memory/peak_gib": _peak_gib()}
+        metrics["seconds/checkpoint"], self._saving_s = self._saving_s, 0.0
         self._unlogged = None
         if self._metrics is None:
             return
         self._metrics.write(step, metrics)
         self._progress.clear()
         self._say(terminal_line(step, self.total, metrics, COLUMNS.get(metrics["task"], RL_COLUMNS)))
-
-    def _check_numbers(self, step: int) -> None:
-        if self._skipped >= self.settings.max_skipped:
-            raise ValueError(f"grad_norm was not finite in {self._skipped} steps in a row, the last is step {step}; lower the "
-                             "learning rate, or use a wider model.dtype")
 
     def _evaluate(self, state: State, step: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -275,10 +286,12 @@ class Loop:
     def _save(self, state: State, step: int) -> None:
         if step == self._saved_step:
             return
+        started = time.perf_counter()
         host = {"step": step, "owner": self._owner, "loaders": [phase.loader.state() for phase in self.phases],
                 "skipped": self._skipped, "unlogged": json.dumps(self._unlogged)}
         self._checkpoints.save(step, to_arrays(state), host)
         self._saved_step = step
+        self._saving_s += time.perf_counter() - started
 
 
 def _peak_gib() -> float:

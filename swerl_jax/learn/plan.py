@@ -201,7 +201,7 @@ def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda t
         say(f"compiling {program.name}")
         reports.append(report(program, topology, mesh))
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return Plan(topology, sizes, resident(parts), sampling(parts), _held(learner.learned), reports,
+    return Plan(topology, sizes, resident(parts), sampling(parts), _held(learner.summed), reports,
                 parts.shape.useful_flops(learner.arch))
 
 

@@ -120,22 +120,22 @@ def evaluation_intervals(results: Sequence[ExampleResult], pass_ks: Sequence[int
 
     Args:
       results: one entry per example; entries without a judged answer are left out.
-      pass_ks: each k for pass@k of exact fixes.
+      pass_ks: each k for pass@k of exact fixes, over the examples with at least k judged answers.
 
     Returns:
       "format", "reward", "well_formed_reward", "exact" (shares and means over all answers), then "pass@K" (mean over
-      examples).
+      examples; nan if none has k).
 
     Raises:
-      ValueError: no judged answer at all, or fewer answers to an example than k.
+      ValueError: no judged answer at all.
     """
     judged = [result for result in results if result.rewards]
     if not judged:
         raise ValueError(f"no judged answer among {len(results)} examples: nothing to report")
     intervals = {name: bootstrap_interval(pairs, statistic=_ratio) for name, pairs in _counts(judged).items()}
     for k in pass_ks:
-        solved = [pass_at_k(len(result.is_exact), sum(result.is_exact), k) for result in judged]
-        intervals[f"pass@{k}"] = bootstrap_interval(solved)
+        solved = [pass_at_k(len(result.is_exact), sum(result.is_exact), k) for result in judged if len(result.is_exact) >= k]
+        intervals[f"pass@{k}"] = bootstrap_interval(solved or [math.nan])
     return intervals
 
 
@@ -214,6 +214,8 @@ def evaluation_table(
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
         for line in [header, *lines]
     ]
+    notes = [f"pass@{k} of {label}: {few} of {len(results)} examples have fewer than {k} judged answers and are left out."
+             for k in pass_ks for label, results in rows.items() if (few := sum(len(one.is_exact) < k for one in results))]
     note = "[low, high]: 95 % percentile bootstrap over examples; width 0 means equal resamples, not certainty."
     if markdown:
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -221,7 +223,7 @@ def evaluation_table(
     else:
         body = ["  ".join(cells).rstrip() for cells in padded]
         body.insert(1, "-" * len("  ".join(padded[0])))
-    return "\n".join([*body, "", note]) + "\n"
+    return "\n".join([*body, "", note, *notes]) + "\n"
 
 
 def _table_cells(label: str, results: Sequence[ExampleResult], pass_ks: Sequence[int]) -> list[str]:

@@ -41,6 +41,18 @@ class RlSettings:
     max_fault_frac: float
 
 
+class StepError(ValueError):
+    """A step that ends the run.
+
+    Attributes:
+      rows: the rollout rows of what it drew.
+    """
+
+    def __init__(self, problem: str, rows: list[dict[str, Any]]):
+        super().__init__(problem)
+        self.rows = rows
+
+
 class RlPhase:
     """One phase: `step` samples a batch of groups and learns from it.
 
@@ -67,19 +79,28 @@ class RlPhase:
         """Of the engine and the learner together."""
         return self.engine.compilations + self.learner.compilations
 
-    def step(self, state: State, step: int) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
+    def step(self, state: State, step: int) -> tuple[State, dict[str, Any], list[dict[str, Any]]]:
         """Samples, scores, learns.
 
         Returns:
-          (state, metrics, rollout rows).
+          (state, metrics and, under "skips", which of its updates were skipped, rollout rows).
 
         Raises:
-          ValueError: too many faults of ours, no group left to learn from, or sampler and learner disagree.
+          StepError: too many faults of ours, too few groups to learn from, sampler and learner disagree, or wrong examples.
         """
+        groups: list[Group] = []
+        try:
+            state, metrics = self._step(state, step, groups)
+        except ValueError as error:
+            raise StepError(str(error), _rows(groups)) from error
+        return state, metrics, _rows(groups)
+
+    def _step(self, state: State, step: int, groups: list[Group]) -> tuple[State, dict[str, Any]]:
+        """(state, metrics); `groups` gets all that are drawn."""
         started, retries, waiting = time.perf_counter(), self._scorer_retries(), self._collector.seconds_waiting
         self.engine.load(state.params, step)
         loaded, weight_bytes = time.perf_counter(), self.engine.weight_bytes
-        groups, kept = self._sample(step)
+        kept = self._sample(step, groups)
         sampled = time.perf_counter()
         metrics = rollout_metrics(groups) | {"seconds/weights": loaded - started, "weights/bytes": weight_bytes}
         metrics["scorer/retries"] = self._scorer_retries() - retries
@@ -92,18 +113,17 @@ class RlPhase:
         metrics["seconds/sample"], metrics["seconds/learn"] = sampled - started, ended - sampled
         metrics["tokens_per_s/sample"] = metrics["tokens/sampled"] / (sampled - started)
         metrics["tokens_per_s/learn"] = metrics.pop("valid_tokens") / (ended - sampled)
-        return state, metrics, [row for group in groups for row in rollout_rows(group)]
+        return state, metrics
 
-    def _sample(self, step: int) -> tuple[list[Group], list[Group]]:
-        """(all groups drawn, those to learn from), both in source order."""
+    def _sample(self, step: int, drawn: list[Group]) -> list[Group]:
+        """The groups to learn from; `drawn` gets all, both in source order."""
         settings = self.settings
-        drawn: list[Group] = []
         kept: list[Group] = []
         while len(kept) < settings.prompts:
             need = settings.prompts - len(kept)
             if len(drawn) + need > settings.prompts * settings.max_draws:
                 raise ValueError(
-                    f"step {step}: {len(drawn)} groups were drawn and only {len(kept)} have unequal rewards, "
+                    f"{len(drawn)} groups were drawn and only {len(kept)} have unequal rewards, "
                     f"{settings.prompts} are needed; raise rl.max_draws or rl.samples, choose examples that are neither too "
                     "easy nor too hard, or set rl.drop_constant_groups=False")
             tasks = [self._task() for _ in range(need)]
@@ -112,7 +132,7 @@ class RlPhase:
             drawn += groups
             kept += [g for g in groups if not (settings.drop_constant_groups and advantage.is_constant(_rewards(g)))]
         self.engine.unload()
-        return drawn, kept
+        return kept
 
     def _task(self) -> Task:
         index, example = self.loader.next()
@@ -122,9 +142,9 @@ class RlPhase:
         limit = self.settings.max_fault_frac
         if faults > limit * answers:
             raise ValueError(f"{faults:.0f} of {answers} answers have no verdict because scoring failed, more than the "
-                             f"{limit:.0%} that reward.max_fault_frac allows; see the reasons in rollouts/")
+                             f"{limit:.0%} that reward.max_fault_frac allows; their reasons are in their rows")
 
-    def _learn(self, state: State, groups: Sequence[Group]) -> tuple[State, dict[str, float]]:
+    def _learn(self, state: State, groups: Sequence[Group]) -> tuple[State, dict[str, Any]]:
         """rl.epochs × rl.minibatches optimiser steps; each normalises its weights over its own minibatch."""
         settings = self.settings
         size = len(groups) // settings.minibatches
@@ -162,8 +182,9 @@ class RlPhase:
         return [self.learner.logp(self.reference, batch) for batch in batches]
 
     def _check_agreement(self, sums: dict[str, float]) -> None:
+        """Numbers that are not finite pass: they make the gradient so, too, and its update is skipped and counted."""
         mean = sums["logp_diff"] / max(sums["tokens"], 1)
-        if not mean <= self.settings.max_logp_diff:
+        if mean > self.settings.max_logp_diff:
             raise ValueError(f"logp_diff/mean is {mean:.4g} nats, above rl.max_logp_diff={self.settings.max_logp_diff}: "
                              "sampler and learner disagree about the same tokens, so the gradient would be wrong; "
                              "use a wider model.dtype, or report this as a bug")
@@ -197,10 +218,10 @@ def _rewards(group: Group) -> list[float | None]:
 
 
 def _learner_metrics(sums: list[dict[str, float]], reports: list[dict[str, float]], packed: list[Batch],
-                     agreement: dict[str, float]) -> dict[str, float]:
+                     agreement: dict[str, float]) -> dict[str, Any]:
     """Means over the updates of a step; `agreement` holds what sampler and learner differ by before the first."""
     if not sums:
-        return {"update/count": 0, "update/skipped": 0, "tokens/learned": 0, "valid_tokens": 0}
+        return {"skips": [], "update/count": 0, "update/skipped": 0, "tokens/learned": 0, "valid_tokens": 0}
     tokens = max(sum(s["tokens"] for s in sums), 1)
     mean = {name: sum(s[key] for s in sums) / tokens for name, key in (
         ("entropy", "entropy"), ("clip/low_frac", "clip_low"), ("clip/high_frac", "clip_high"))}
@@ -209,6 +230,7 @@ def _learner_metrics(sums: list[dict[str, float]], reports: list[dict[str, float
             "importance/capped_frac": agreement.get("capped", 0) / max(agreement["tokens"], 1),
             "loss": float(np.mean([s["loss"] for s in sums])),
             "grad_norm": float(np.mean([r["grad_norm"] for r in reports])), "lr": reports[-1]["lr"],
+            "skips": [r["skipped"] > 0 for r in reports],
             "update/count": len(reports), "update/skipped": sum(r["skipped"] for r in reports),
             "padding_frac": padding_fraction(packed), "tokens/learned": sum(s["tokens"] for s in sums),
             "valid_tokens": sum(int(b.is_valid.sum()) for b in packed)}
@@ -236,6 +258,10 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
             "prompt/mean": float(np.mean([len(g.prompt) for g in groups])),
             "tokens/sampled": int(sum(r.is_sampled.sum() for r in rollouts)),
             "infra_faults": len(rollouts) - len(known)}
+
+
+def _rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [row for group in groups for row in rollout_rows(group)]
 
 
 def rollout_rows(group: Group) -> list[dict[str, Any]]:

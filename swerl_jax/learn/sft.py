@@ -49,8 +49,8 @@ class SftPhase:
         """Of the learner."""
         return self.learner.compilations
 
-    def step(self, state: State, step: int) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
-        """Returns (state, metrics, no rollout rows)."""
+    def step(self, state: State, step: int) -> tuple[State, dict[str, Any], list[dict[str, Any]]]:
+        """Returns (state, metrics and, under "skips", whether its update was skipped, no rollout rows)."""
         del step
         started = time.perf_counter()
         examples = [self.loader.next()[1] for _ in range(self.settings.examples)]
@@ -62,6 +62,7 @@ class SftPhase:
         seconds = time.perf_counter() - started
         valid = sum(int(b.is_valid.sum()) for b in batches)
         return state, {
+            "skips": [report["skipped"] > 0],
             "sft/loss": sums["loss"], "loss": sums["loss"], "entropy": sums["entropy"] / sums["tokens"],
             "grad_norm": report["grad_norm"], "lr": report["lr"], "update/count": 1, "update/skipped": report["skipped"],
             "padding_frac": padding_fraction(batches), "tokens/learned": sums["tokens"],

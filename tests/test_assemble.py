@@ -1,0 +1,58 @@
+"""What a run is built from: which examples judge it, what its tokenizer learns from."""
+
+import json
+
+import jax
+import pytest
+import small
+
+from swerl_jax import assemble
+from swerl_jax.data.shards import MalformedRow
+
+
+@pytest.fixture(name="config")
+def fixture_config(tmp_path):
+    small.write_examples(tmp_path)
+    return small.get_config(str(tmp_path))
+
+
+def held_out(config, directory, *numbers, more=""):
+    """Ids of the examples that an evaluation asks, of a file of these."""
+    path = directory / "judge.jsonl"
+    path.write_text("".join(json.dumps(small.example(n)) + "\n" for n in numbers) + more)
+    text = assemble.text(config, directory, ())
+    arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config, jax.devices()[:1])
+    return [example.id for example in assemble.evaluator(config, arch, mesh, text, None, str(path)).examples]
+
+
+def test_a_run_is_judged_by_as_many_as_asked_for_or_all(config, tmp_path, capsys):
+    assert held_out(config, tmp_path, 1, 2, 3, 4) == ["small-1", "small-2", "small-3"] and capsys.readouterr().out == ""
+    long = json.dumps({**small.example(8), "issue": "long " * 50}) + "\n"
+    assert held_out(config, tmp_path, 5, more=long) == ["small-5"]
+    said = capsys.readouterr().out
+    assert "1 examples exceed prompt.max_tokens=64" in said and "eval.examples is 3 and" in said and "has 1: they are all" in said
+    with pytest.raises(ValueError, match="none of the 1 examples of .*judge.jsonl is within prompt.max_tokens=64; raise it"):
+        held_out(config, tmp_path, more=long)
+
+
+def test_held_out_examples_have_ids_of_their_own(config, tmp_path):
+    with pytest.raises(ValueError, match="judge.jsonl has two examples with the id 'small-1'"):
+        held_out(config, tmp_path, 1, 2, 1)
+
+
+def test_malformed_held_out_rows_obey_the_setting(config, tmp_path, caplog):
+    with pytest.raises(MalformedRow, match="judge.jsonl, row 2"):
+        held_out(config, tmp_path, 1, more="{}\n")
+    config.data.on_malformed = "skip"
+    assert held_out(config, tmp_path, 1, more="{}\n") == ["small-1"]
+    assert "skipped" in caplog.text and "row 2: missing" in caplog.text
+
+
+def test_a_tokenizer_passes_over_what_cannot_be_read_or_taught(config, tmp_path):
+    config.data.on_malformed = "skip"
+    tag = {**small.example(1), "oracle": {"m.py": "x = '</solution>'\n"}}  # may not stand in an answer
+    rows = [json.dumps(small.example(0)), "{}", json.dumps(tag)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    texts = list(assemble._texts(config, (str(tmp_path / "train.jsonl"),)))
+    assert [("f0 is wrong" in text, "f1 is wrong" in text, "<think>" in text) for text in texts] == [
+        (True, False, False), (False, False, True), (False, True, False)]
