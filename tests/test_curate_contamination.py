@@ -1,12 +1,13 @@
 """Evaluation repositories are recognised by name, number and root commit; copied rows by their words."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
 
 import pytest
 
-from swerl_jax.curate import contamination
+from swerl_jax.curate import contamination, paths
 from swerl_jax.curate.change import Change, Issue
 from swerl_jax.data import shards
 from swerl_jax.data.records import Example
@@ -110,6 +111,29 @@ def test_what_many_rows_say_is_no_copy():
     assert contamination.EvaluationTexts([]).reason(example("anything")) == ""
 
 
+def test_a_short_fix_is_found_by_its_lines():
+    patch = """--- a/src/m.py
++++ b/src/m.py
+@@ -1,4 +1,5 @@
+ def total(values):
+-    return sum(values)
++    values = values or ()
++    return sum(map(float, values))
+ # end
+--- a/CHANGES.md
++++ b/CHANGES.md
+@@ -1,1 +1,2 @@
++ - The total of nothing is zero
+ # Changes
+"""
+    texts = contamination.EvaluationTexts([{"instance_id": "short", "problem_statement": "", "patch": patch}])
+    before = "import os\nclass Total:\n\tdef total(self, values):\n\t\treturn sum(values)\n"
+    first = before.replace("return sum(values)", "values = values or ()\n\t\treturn sum(values)")
+    both = first.replace("return sum(values)", "return sum(map(float, values))")
+    assert texts.reason(example("other", before, both)) == "change adds all lines of short"
+    assert texts.reason(example("other", before, first)) == texts.reason(example("other", both, before)) == ""
+
+
 def test_rows_are_read_or_refused_by_line(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() + b"\n\n{}\n"))
@@ -133,6 +157,13 @@ def test_real_rows_are_found_and_others_are_not():
             found[index] = texts.reason(opened[index])
         except shards.MalformedRow:
             continue
+    everything = contamination.EvaluationTexts(rows)
+    copies = [dataclasses.replace(opened[index], issue="Something else altogether") for index in found]
+    copies = [dataclasses.replace(one, oracle={path: text for path, text in one.oracle.items() if paths.role(path) == "source"})
+              for one in copies]
+    missed = [one.id for one in copies if not everything.reason(one)]
+    print(len(copies), missed)
+    assert len(missed) <= 4, "of 214: what adds no line of 14 characters"
     same = [reason for index, reason in found.items() if index % 2 == 0]
     other = [f"{opened[index].id}: {reason}" for index, reason in found.items() if index % 2 and reason]
     print(len(same), sum(map(bool, same)), other)

@@ -15,13 +15,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from swerl_jax.curate import paths
 from swerl_jax.curate.change import Change
-from swerl_jax.curate.shingles import example_change, shingles, visible_text
+from swerl_jax.curate.shingles import changed_lines, shingles, visible_text
 from swerl_jax.data.records import Example
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -31,6 +32,8 @@ ALIASES_PATH = _HERE / "evaluation_aliases.json"
 RUN_WORDS = 10
 OVERLAP = 0.5  # share of the runs of the smaller of two texts from which one holds the other
 _MIN_RUNS = 5  # fewer common runs are chance: 14 words in a row
+_MIN_LINE_CHARS = 14  # white space aside; shorter lines are everywhere
+_PATCHED_FILE = re.compile(r"^--- (?:a/)?([^\t\n]*).*\n\+\+\+ (?:b/)?([^\t\n]*).*\n(?=@@ )", re.MULTILINE)
 _MAX_ROWS_OF_A_RUN = 3  # a run of words in more rows is a template's, a licence's, a warning's
 # Directories of clones without a remote are often called by the project alone; these words say nothing.
 _COMMON_NAMES = frozenset(
@@ -138,18 +141,23 @@ def _directory_names(names: frozenset[str]) -> frozenset[str]:
 class EvaluationTexts:
     """The issues and fixes of evaluation rows, to find their copies elsewhere.
 
-    Compared are runs of ten words of the issue, and of the changed lines. Two texts overlap by the share of common runs in
-    the smaller of the two sets, so that a fix hidden in a large change is found as well as an excerpt of one.
+    Compared are runs of ten words of the issue, and of each file's changed lines, removed before added. Two texts overlap by
+    the share of common runs in the smaller of the two sets, so that a fix hidden in a large change is found as well as an
+    excerpt of one. A fix too short for that is found where all lines of code that it adds are added.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]):
         """Reads rows in SWE-bench's format; needed are `instance_id`, `problem_statement` and `patch`."""
         self._ids: list[str] = []
+        self._short: dict[str, list[tuple[int, frozenset[str]]]] = {}  # the longest added line → rows with all of theirs
         issues, changes = [], []
-        for row in rows:
+        for number, row in enumerate(rows):
             self._ids.append(str(row["instance_id"]))
             issues.append(shingles(visible_text(row["problem_statement"]), RUN_WORDS))
-            changes.append(shingles(_patch_text(row["patch"]), RUN_WORDS))
+            changed = _changed_in(row["patch"])
+            changes.append(_runs(changed))
+            if len(changes[-1]) < _MIN_RUNS and (added := _added_lines(changed)):
+                self._short.setdefault(max(added, key=lambda line: (len(line), line)), []).append((number, added))
         self._issues, self._changes = _Index(issues), _Index(changes)
 
     def __len__(self) -> int:
@@ -157,13 +165,17 @@ class EvaluationTexts:
 
     def reason(self, example: Example) -> str:
         """Which row an example's issue or change repeats, "" for none."""
-        for what, index, text in (
-            ("issue", self._issues, visible_text(example.issue)), ("change", self._changes, example_change(example)),
-        ):
-            row, share = index.nearest(shingles(text, RUN_WORDS))
+        if not self._ids:
+            return ""
+        changed = {path: changed_lines(example.files.get(path, ""), after) for path, after in example.oracle.items()}
+        issue = shingles(visible_text(example.issue), RUN_WORDS)
+        for what, index, runs in (("issue", self._issues, issue), ("change", self._changes, _runs(changed))):
+            row, share = index.nearest(runs)
             if share >= OVERLAP:
                 return f"{what} shares {share:.0%} with {self._ids[row]}"
-        return ""
+        added = _added_lines(changed)
+        rows = [row for line in added & self._short.keys() for row, lines in self._short[line] if lines <= added]
+        return f"change adds all lines of {self._ids[min(rows)]}" if rows else ""
 
 
 class _Index:
@@ -214,6 +226,24 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
                              "problem_statement and patch")
 
 
-def _patch_text(patch: str) -> str:
-    """The changed lines of a unified diff, without their signs."""
-    return "\n".join(line[1:] for line in patch.split("\n") if line[:1] in ("+", "-") and line[:4] not in ("+++ ", "--- "))
+def _changed_in(patch: str) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Path → the lines that a unified diff removes and adds there, as `changed_lines` tells them of whole files."""
+    _, *parts = _PATCHED_FILE.split(patch)
+    found = {}
+    for old, new, hunks in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        lines = hunks.split("\n")
+        removed, added = (tuple(line[1:] for line in lines if line[:1] == sign) for sign in "-+")
+        found[old if new == "/dev/null" else new] = changed_lines("\n".join(removed), "\n".join(added))
+    return found
+
+
+def _runs(changed: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> np.ndarray:
+    """The runs of words of every file by itself, so that they do not depend on which files are left out."""
+    runs = [shingles("\n".join((*removed, *added)), RUN_WORDS) for removed, added in changed.values()]
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]))
+
+
+def _added_lines(changed: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> frozenset[str]:
+    """Added lines of code that are long enough to tell something, without white space."""
+    lines = ("".join(line.split()) for path, (_, added) in changed.items() if paths.language(path) for line in added)
+    return frozenset(line for line in lines if len(line) >= _MIN_LINE_CHARS)
