@@ -125,12 +125,23 @@ def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):
     make_clone(tmp_path / "clones" / "other.git", "o/other", fixes=4, seed=6)
     manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
     assert sum(manifest["examples"].values()) == 4 and manifest["funnel"]["dropped"]["contamination"] == {"repository": 5 + 7}
+    kept_out = {note: count for note, count in manifest["funnel"]["notes"].items() if note.startswith("kept out")}
+    assert kept_out.pop("kept out: named Django/django") == 5 and list(kept_out.values()) == [7]
+    assert list(kept_out)[0].startswith("kept out: shares root commit")
     rows = [{"instance_id": "e-1", "problem_statement": example.issue, "patch": ""}
             for example in open_examples(str(tmp_path / "out" / "*.array_record"))]
     (tmp_path / "eval.jsonl").write_text(json.dumps(rows[0]))
     manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out2",
                          curate__evaluation_files=(str(tmp_path / "eval.jsonl"),))
     assert manifest["funnel"]["dropped"]["contamination"]["content"] == 1
+
+
+@pytest.mark.parametrize("address", ["https://github.com/django/django", "/srv/mirrors/django.git", "file:///srv/sympy"])
+def test_a_mirror_is_known_by_any_of_its_remotes(tmp_path, address):
+    make_clone(tmp_path / "clones" / "a.git", "someone/web", fixes=2, seed=5)
+    git(tmp_path / "clones" / "a.git", "config", "remote.upstream.url", address)
+    manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
+    assert manifest["examples"] == {"train": 0, "held_out": 0} and manifest["funnel"]["dropped"]["contamination"] == {"repository": 4}
 
 
 def test_issues_from_a_file_are_linked(tmp_path):

@@ -1,8 +1,9 @@
 """What is evaluated on is not trained on: changes of evaluation repositories, of their forks, and of copies of their code.
 
-A repository belongs to an evaluation if it has, or ever had, such a name; if its number is one that such a name was seen
-with; or if it shares a root commit with a clone of such a name, as forks do. A change is also dropped if an issue that it
-fixes was reported in such a repository. Copies without history are left to the comparison of contents.
+A repository belongs to an evaluation if it has, or ever had, such a name, or only the part behind the owner where that is an
+uncommon word, as forks and mirrors do; if its number is one that such a name was seen with; or if it shares a root commit with
+a clone of such a name. A change is also dropped if an issue that it fixes was reported in such a repository. Copies without
+history are left to the comparison of contents.
 
 SWE-bench's *dev* split is no evaluation: its repositories are in none of the splits listed.
 """
@@ -35,9 +36,9 @@ _MIN_RUNS = 5  # fewer common runs are chance: 14 words in a row
 _MIN_LINE_CHARS = 14  # white space aside; shorter lines are everywhere
 _PATCHED_FILE = re.compile(r"^--- (?:a/)?([^\t\n]*).*\n\+\+\+ (?:b/)?([^\t\n]*).*\n(?=@@ )", re.MULTILINE)
 _MAX_ROWS_OF_A_RUN = 3  # a run of words in more rows is a template's, a licence's, a warning's
-# Directories of clones without a remote are often called by the project alone; these words say nothing.
+# Forks, mirrors and directories are called by the project alone; these words say nothing.
 _COMMON_NAMES = frozenset(
-    "babel bat carbon core druid faker flask fmt framework hugo json next prism redis requests teleport vuls".split()
+    "bat carbon core druid faker fmt format framework hugo json next prism teleport vuls webclient xray".split()
 )
 
 
@@ -49,11 +50,14 @@ class Evaluation:
       names: "owner/name", as `normal_name` writes it.
       ids: GitHub's numbers.
       roots: full ids of root commits.
+      alone: what their forks, mirrors and directories may be called, whatever stands before the last slash; only of names
+        that were given, for any word can be the name that an archive tells.
     """
 
     names: frozenset[str]
     ids: frozenset[int] = frozenset()
     roots: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
 
     def with_seen(self, pairs: Iterable[tuple[str, int]]) -> Evaluation:
         """Adds what (name, id) pairs of an archive tell: ids seen with a known name, and all names of such ids."""
@@ -100,9 +104,7 @@ class Evaluation:
 
     def _is_named(self, name: str) -> bool:
         normal = normal_name(name)
-        if normal in self.names:
-            return True
-        return "/" not in normal and normal in _directory_names(self.names)
+        return normal in self.names or normal.rpartition("/")[2] in self.alone
 
 
 def load(paths: Iterable[str | os.PathLike[str]] = (REPOSITORIES_PATH, ALIASES_PATH)) -> Evaluation:
@@ -121,18 +123,18 @@ def load(paths: Iterable[str | os.PathLike[str]] = (REPOSITORIES_PATH, ALIASES_P
             raise ValueError(f"{path} has no evaluation repositories; needed are \"splits\" of lists of \"owner/name\"")
         names |= found
         ids |= set(value.get("ids", {}).values())
-    return Evaluation(frozenset(names), frozenset(ids))
+    return Evaluation(frozenset(names), frozenset(ids), alone=_names_alone(names))
 
 
 def normal_name(name: str) -> str:
     """"owner/name" in lower case of a name or an address; a directory's name in lower case."""
     name = name.strip().lower().rstrip("/").removesuffix(".git")
     name = re.sub(r"\A(?:[a-z+]{1,16}://)?(?:[^\s/@]{1,128}@)?(?:www\.)?github\.com[/:]", "", name)
-    return re.sub(r"\A([^/\s]{1,100}?)__([^/\s]{1,100})\Z", r"\1/\2", name)  # how SWE-bench's directories are called
+    mirror = re.fullmatch(r"(?:[^/\s]{1,100}/)?([^/\s]{1,100}?)__([^/\s]{1,100}?)(?:\.[0-9a-f]{6,40})?", name)
+    return f"{mirror[1]}/{mirror[2]}" if mirror else name  # how SWE-bench's directories and SWE-smith's mirrors are called
 
 
-def _directory_names(names: frozenset[str]) -> frozenset[str]:
-    """What a directory of a clone of one of these may be called, where no remote says its name."""
+def _names_alone(names: Iterable[str]) -> frozenset[str]:
     owner_and_name = [name.split("/") for name in names]
     joined = {f"{owner}{sign}{name}" for owner, name in owner_and_name for sign in "-_."}
     return frozenset(joined | ({name for _, name in owner_and_name} - _COMMON_NAMES))

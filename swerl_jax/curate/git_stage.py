@@ -55,7 +55,7 @@ def _verdicts(settings: JudgeSettings, clone: Clone, first: int, last: int, issu
     if clone.fault:
         yield Verdict(Reject(clone.path, STAGE, "unreadable_clone", clone.fault))
         return
-    if reason := judging.repository_reason(clone.names, 0, clone.roots):
+    if reason := judging.repository_reason(clone.all_names, 0, clone.roots):
         yield Verdict(Reject(name, judge.STAGE, "repository", reason), changes=max(1, last - first))
         return
     known: Issues | None = _issues(issues, clone.name)[0] if issues else None

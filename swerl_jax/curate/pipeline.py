@@ -49,6 +49,7 @@ MEANINGS: dict[tuple[str, str], str] = {
     ) for reason, meaning in reasons.items()
 }  # fmt: skip
 ORDER = tuple(MEANINGS)  # of the funnel
+_NAMED_REPOSITORIES = 50  # of those that are evaluated on, the ones with most changes; all are among the rejects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _clones(work: Work, place: str) -> list[Clone]:
 
 def _with_clones(evaluation: Evaluation | None, clones: Iterable[Clone]) -> Evaluation | None:
     """An evaluation's clones tell their root commits, by which their forks are known."""
-    return evaluation.with_clones((name, clone.roots) for clone in clones for name in clone.names) if evaluation else None
+    return evaluation.with_clones((name, clone.roots) for clone in clones for name in clone.all_names) if evaluation else None
 
 
 def _seen(evaluation: Evaluation | None, facts: tuple[str, ...], buckets: int, work: Work) -> Evaluation | None:
@@ -269,9 +270,12 @@ def _failed(results: Iterable[Result]) -> list[Reject]:
 def _funnel(found: Sequence[Result], collected: Sequence[Result], decided: Result) -> Funnel:
     parts = [funnel_lib.from_json(result.value["funnel"]) for result in found if not result.fault]
     kinds: collections.Counter[str] = collections.Counter()
+    kept_out: collections.Counter[str] = collections.Counter()
     for result in found:
         kinds.update(result.value["kinds"] if result.value else {})
-    notes = {f"files of kind {kind}": count for kind, count in kinds.items()}
+        kept_out.update(result.value["kept_out"] if result.value else {})
+    most = sorted(kept_out.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_REPOSITORIES]
+    notes = {f"files of kind {kind}": count for kind, count in kinds.items()} | {f"kept out: {why}": count for why, count in most}
     whole = funnel_lib.merge([*parts, funnel_lib.tally(_failed(found), notes)])
     reasons = {"same_id": sum(result.value["same_id"] for result in collected), "near_duplicate": decided.value["near_duplicate"]}
     return funnel_lib.then(whole, shard_stage.STAGE, reasons)

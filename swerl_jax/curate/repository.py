@@ -88,11 +88,12 @@ class Repository:
 
     def name(self) -> str:
         """Returns "owner/name" of the remote it was cloned from (origin first), else its directory's name."""
-        _, output, _ = self._run("config", "-z", "--get-regexp", r"^remote\..*\.url$")
-        pairs = [entry.partition("\n")[::2] for entry in output.decode("utf-8", "replace").split("\0") if entry]
-        pairs.sort(key=lambda pair: (pair[0] != "remote.origin.url", pair[0]))
-        names = (git_names.name_from_url(url) for _, url in pairs)
+        names = map(git_names.name_from_url, self._remotes())
         return next((name for name in names if name), "") or git_names.name_from_path(self.path)
+
+    def remote_names(self) -> list[str]:
+        """Returns what all its remotes are called, those that are directories by the directory's name; origin first."""
+        return list(dict.fromkeys(map(git_names.name_from_remote, self._remotes())))
 
     def head(self) -> str:
         """Returns the commit that HEAD names, else the head of the most likely branch; "" where there is no commit."""
@@ -235,6 +236,11 @@ class Repository:
             found[commit.id] = ancestry.Node(commit.parents, commit.committed_s)
             self._nodes.put(commit.id, found[commit.id])
         return found
+
+    def _remotes(self) -> list[str]:
+        _, output, _ = self._run("config", "-z", "--get-regexp", r"^remote\..*\.url$")
+        pairs = [entry.partition("\n")[::2] for entry in output.decode("utf-8", "replace").split("\0") if entry]
+        return [address for _, address in sorted(pairs, key=lambda pair: (pair[0] != "remote.origin.url", pair[0])) if address]
 
     def _find_head(self) -> str:
         _, output, _ = self._run("rev-parse", "--verify", "--quiet", "HEAD")
