@@ -137,6 +137,26 @@ def test_a_cut_event_is_completed_from_the_clone(tmp_path):
         assert git_source.completed(unknown, repository, merged) == unknown
 
 
+def test_a_number_alone_ties_no_commit_to_a_pull_request(tmp_path):
+    history = History().commit("root", {"a": "1"}).commit("squash", {"a": "2"}, message="Fix a (#4)")
+    history.commit("topic", {"a": "3"}).commit("merge", {"a": "3"}, ["squash", "topic"], "Merge pull request #5 from o/x\n\nFix b")
+    ids = history.write(tmp_path / "r")
+    git(tmp_path, "clone", "-q", "--bare", "--depth=2", f"file://{tmp_path}/r", "s")
+
+    def found(number, head="", base="", created_at="2020-09-13T12:28:40Z", clone="r"):
+        meta = {"number": number, "merged": None, "is_opening_seen": bool(created_at)}
+        change = Change("o/n#4@1", "gharchive", "o/n", base, head, created_at=created_at or "2030-01-01T00:00:00Z", meta=meta)
+        with Repository(tmp_path / clone) as repository:
+            made = git_source.completed(change, repository, git_source.merged_pull_requests(repository))
+            return made.meta["merged"]
+
+    assert found(4, "f" * 40, ids["root"]) and found(5, ids["topic"], ids["squash"]) and found(4, created_at="")
+    assert not found(4, created_at="2020-09-13T12:28:41Z"), "it is older than the pull request"
+    assert not found(5, ids["squash"]), "it merged something else"
+    assert not found(4, base="e" * 40) and not found(5, ids["topic"], "e" * 40), "of another repository"
+    assert found(5, ids["topic"], "e" * 40, clone="s"), "cut off"
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("Fix it\n", Message("Fix it", "")), ("", Message("", "")), ("\n\n a \r\n\r\nb\r\n", Message("a", "b")),
     ("Fix it (#12)", Message("Fix it", "", 12, is_squash=True)),

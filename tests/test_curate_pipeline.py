@@ -217,7 +217,7 @@ def make_archive(directory, schema):
     ids = History().commit("root", {"src/shape.py": BEFORE, "src/other.py": "import shape\n", "LICENSE": MIT}).commit(
         "fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #6").commit(
         "merge", {"src/shape.py": AFTER}, parents=["root", "fix"],
-        message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(directory / "clones" / "test-events.git")
+        time_s=1_611_223_950, message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(directory / "clones" / "test-events.git")
     commits = {"pull_request__base__sha": ids["root"], "pull_request__head__sha": ids["fix"]}
     later = {"id": "14881217700", "created_at": "2021-01-21T10:12:34Z", "action": "closed"}
     told = {"pull_request__body": "Fixes #6", "pull_request__title": "Fix area"} if schema == "pre2025" else {}

@@ -129,16 +129,14 @@ def _remembered(merged: _Merged) -> _Merged:
 
 def _messages(clones: Clones, merged: _Merged, thread: Thread) -> str:
     """The messages of a pull request's commits and of its merge, "" where no clone has them."""
-    if not thread.pulls:
-        return ""
-    pull = pull_requests.folded(thread)
-    clone = clones.find([pull.repo, *reversed(thread.names)])
+    pull = pull_requests.change(thread, ()) if thread.pulls else None
+    clone = clones.find(_names(pull)) if isinstance(pull, Change) else None
     if not clone:
         return ""
     try:
         repository = clones.repository(clone)
         head = repository.commit(pull.head)
-        merge = repository.commit(pull.merge_commit or merged(repository).get(thread.number, ""))
+        merge = git_source.merge_of(pull, repository, {} if pull.merge_commit else merged(repository))
         base = repository.commit(merge.parents[0] if merge and merge.parents else pull.base)
         found = _branch(repository, base, head) if base and head else []
         return "\n\n".join(one.message for one in (*found, *([merge] if merge else [])))

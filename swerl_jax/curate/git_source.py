@@ -119,7 +119,7 @@ def completed(change: Change, repository: Repository, merged: Mapping[int, str])
     Returns:
       The change; meta["merged"] is true where the clone has what was merged.
     """
-    commit = repository.commit(change.merge_commit or merged.get(change.meta.get("number", 0), ""))
+    commit = merge_of(change, repository, merged)
     if not commit:
         return change
     message = _told(repository, commit, git_message.parse_message(commit.message))
@@ -132,6 +132,25 @@ def completed(change: Change, repository: Repository, merged: Mapping[int, str])
         created_at=change.created_at or commit.created_at,
         meta={**change.meta, "merged": True},
     )
+
+
+def merge_of(change: Change, repository: Repository, merged: Mapping[int, str]) -> Commit | None:
+    """Returns the commit that brought a pull request in, None where the clone has none, or one that is another's.
+
+    A number alone can be that of another repository's pull request, from before a fork or a move. So a commit known by it
+    must be no older than the pull request (where that is known), a merge must be of its head, and its base must be there.
+
+    Args:
+      change, repository, merged: as of `completed`.
+    """
+    if change.merge_commit:
+        return repository.commit(change.merge_commit)
+    commit = repository.commit(merged.get(change.meta.get("number", 0), ""))
+    if not commit or change.meta.get("is_opening_seen") and commit.committed_at < change.created_at:
+        return None
+    if len(commit.parents) == 2 and change.head not in ("", commit.parents[1]):
+        return None
+    return commit if not change.base or repository.is_shallow or repository.commit(change.base) else None
 
 
 def _reason(repository: Repository, commit: Commit, message: Message, reverted: Reverted) -> tuple[str, str]:

@@ -51,7 +51,7 @@ class Limits:
 class Repository:
     """Reads one clone. A context manager, for one thread at a time.
 
-    Bare or not, partial, shallow, with or without branches. Any method raises RepositoryError where the clone as a whole
+    Bare or not, partial, shallow (`is_shallow`), with or without branches. Any method raises RepositoryError where the clone as a whole
     is damaged or git gives no answer in time; a single missing object is told as a value instead.
     """
 
@@ -68,6 +68,7 @@ class Repository:
         object_format = self._git("rev-parse", "--show-object-format").decode().strip()
         objects, shallow = (self._git("rev-parse", "--git-path", name).decode("utf-8", "surrogateescape").strip("\n")
                             for name in ("objects", "shallow"))
+        self.is_shallow = os.path.exists(shallow)
         self.objects = Objects(os.path.abspath(objects), object_format, pathlib.Path(shallow), limits.timeout_s)
         self._texts: Lru[str, Blob] = Lru(_CACHED_TEXT_BYTES)
         self._trees: Lru[str, list[tuple[str, str, str]]] = Lru(_CACHED_TREE_ENTRIES)
