@@ -180,7 +180,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "curate.max_fix_share": (0.5, "share of the new code that the issue may quote [0 … 1]"),
     "curate.languages": ((), "of source files, as in curate.paths.LANGUAGES; empty: any"),
     "curate.licences": (("auto",), "SPDX ids, permissive, weak_copyleft, copyleft, or any (also unknown); auto: all three; any for rows without clones"),
-    "curate.oracle_roles": (("source", "data"), "roles of files that are to be changed, as in curate.paths.ROLES"),
+    "curate.oracle_roles": (("source", "data"), "roles of files that are to be changed, and shown, as in curate.paths.ROLES"),
     "curate.context_files": (8, "unchanged files shown beside the changed ones, at most [files]"),
     "curate.keep_conversation": (True, "keep the pull request's comments in meta"),
     "curate.similarity": (0.8, "estimated share of common runs of words from which two examples are the same [0 … 1]"),

@@ -136,6 +136,20 @@ def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):
     assert manifest["funnel"]["dropped"]["contamination"]["content"] == 1
 
 
+def test_data_is_shown_whether_it_changes_or_not(tmp_path):
+    files = {"src/shape.py": BEFORE, "conf/area.yml": "unit: m\n", "conf/colour.yml": "wall: red\n", "conf/logo.png": b"\0\1",
+             "LICENSE": MIT}
+    history = History().commit("root", files)
+    history.commit("one", {"src/shape.py": AFTER, "conf/area.yml": "unit: mm\n"}, message="Fix the area of a wall, which was wrong")
+    history.commit("two", {"src/shape.py": BEFORE}, message="Fix the crash of the shape").write(tmp_path / "a.git")
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", held_out_share=0.0)
+    shown = {len(example.oracle): sorted(example.files) for example in open_examples(str(tmp_path / "out" / "train-*"))}
+    everything = ["conf/area.yml", "conf/colour.yml", "src/shape.py"]
+    assert shown == {1: everything, 2: everything}
+    recall = manifest["recall_from_issue_alone"]
+    assert (recall["of"], recall["at_1"], recall["at_5"]) == (2, 0.75, 1.0), "the file of data counts too"
+
+
 @pytest.mark.parametrize("address", ["https://github.com/django/django", "/srv/mirrors/django.git", "file:///srv/sympy"])
 def test_a_mirror_is_known_by_any_of_its_remotes(tmp_path, address):
     make_clone(tmp_path / "clones" / "a.git", "someone/web", fixes=2, seed=5)
@@ -217,7 +231,8 @@ def make_archive(directory, schema):
     ids = History().commit("root", {"src/shape.py": BEFORE, "src/other.py": "import shape\n", "LICENSE": MIT}).commit(
         "fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #6").commit(
         "merge", {"src/shape.py": AFTER}, parents=["root", "fix"],
-        time_s=1_611_223_950, message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(directory / "clones" / "test-events.git")
+        time_s=1_611_223_950, message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(
+        directory / "clones" / "test-events.git")
     commits = {"pull_request__base__sha": ids["root"], "pull_request__head__sha": ids["fix"]}
     later = {"id": "14881217700", "created_at": "2021-01-21T10:12:34Z", "action": "closed"}
     told = {"pull_request__body": "Fixes #6", "pull_request__title": "Fix area"} if schema == "pre2025" else {}

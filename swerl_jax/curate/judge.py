@@ -135,7 +135,8 @@ class Judge:
         """Unchanged files, the most relevant first."""
         changed = {file.path: file.before for file in filters.oracle_files(candidate, self._settings.filters.oracle_roles)
                    if file.before is not None}
-        tree = context.snapshot(repository, candidate.commit, paths.is_source)
+        roles = self._settings.filters.oracle_roles  # of another role a file would be shown only where it changes
+        tree = context.snapshot(repository, candidate.commit, lambda path: paths.role(path) in roles)
         issue = issue_text(candidate.change)
         if tree is None:
             return {}
@@ -145,8 +146,7 @@ class Judge:
         return {path: shown[path] for path in ranking if path in shown and path not in changed}
 
     def _count_recall(self, issue: str, tree: context.Snapshot, changed: Mapping[str, str], tally: Tally) -> None:
-        there = [path for path in changed if path in tree.files]
-        if there:
+        if changed:
             alone = self._ranker.rank(issue, tree)
             tally.ranked += 1
-            tally.found.update({k: context.recall(alone, there, k) for k in context.RECALL_AT})
+            tally.found.update({k: context.recall(alone, changed, k) for k in context.RECALL_AT})

@@ -42,6 +42,10 @@ _LANGUAGE_NAMES = {
 }  # fmt: skip
 LANGUAGES = frozenset(_LANGUAGES.values()) | frozenset(_LANGUAGE_NAMES.values())
 
+_MARKUP_EXTENSIONS = frozenset(
+    "html htm xhtml css scss sass less styl hbs handlebars ejs erb haml slim pug jade jinja jinja2 j2 mustache twig liquid tmpl "
+    "tpl ftl jsp cshtml razor aspx graphql gql".split()
+)
 _LOCK_NAMES = frozenset(
     "package-lock.json npm-shrinkwrap.json pnpm-lock.yaml bun.lockb go.sum go.work.sum packages.lock.json package.resolved "
     "cartfile.resolved gradle.lockfile buildscript-gradle.lockfile .terraform.lock.hcl cabal.project.freeze conda-lock.yml "
@@ -142,9 +146,9 @@ def _role_by_name(path: str) -> str:
     return SOURCE if language(path) else DATA
 
 
-def is_source(path: str, text: str = "") -> bool:
-    """Whether a person wrote it, in a programming language, and it is no test."""
-    return role(path, text) == SOURCE
+def has_words(path: str) -> bool:
+    """Whether the text says what the file is about, as code, markup and style sheets do; other data is known by its path."""
+    return bool(language(path)) or _extension(path.rpartition("/")[2].lower()) in _MARKUP_EXTENSIONS
 
 
 def is_lock_file(path: str) -> bool:

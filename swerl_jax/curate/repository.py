@@ -51,8 +51,8 @@ class Limits:
 class Repository:
     """Reads one clone. A context manager, for one thread at a time.
 
-    Bare or not, partial, shallow (`is_shallow`), with or without branches. Any method raises RepositoryError where the clone as a whole
-    is damaged or git gives no answer in time; a single missing object is told as a value instead.
+    Bare or not, partial, shallow (`is_shallow`), with or without branches. Any method raises RepositoryError where the clone as
+    a whole is damaged or git gives no answer in time; a single missing object is told as a value instead.
     """
 
     def __init__(self, path: str | os.PathLike[str], limits: Limits = Limits()):
