@@ -10,7 +10,8 @@ import pytest
 from clones import History, git
 from curated import MIT, Inline, config, contents, make_clone, shards
 
-from swerl_jax.curate import tasks
+from swerl_jax.curate import candidates, tasks
+from swerl_jax.curate.git_process import GitTimeout
 from swerl_jax.data.shards import open_examples
 from swerl_jax.env import prompts, reward
 
@@ -95,6 +96,46 @@ def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_
     (directory / "out" / "train-00000-of-00001.array_record").unlink()
     curate(f"git:{directory / 'clones'}", directory / "out")
     assert shards(directory / "out") == expected
+
+
+@pytest.mark.parametrize("error, odd, dropped", [
+    (ValueError("odd"), 1, {"failed": 1}), (GitTimeout("slow"), 4, {"git_timeout": 4}),
+    (GitTimeout("slow"), 5, {"git_timeout": 4, "unreadable_clone": 9}),
+])
+def test_an_odd_change_costs_no_other(tmp_path, monkeypatch, error, odd, dropped):
+    make_clone(tmp_path / "a.git", "o/a", fixes=12, seed=1)
+    seen, read = [], candidates.candidate
+
+    def candidate(repository, change):
+        seen.append(change)
+        if len(seen) <= odd:
+            raise error
+        return read(repository, change)
+
+    monkeypatch.setattr(candidates, "candidate", candidate)
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", keep_rejects=True, curate__range_commits=100)
+    assert_sound(tmp_path / "out", manifest)
+    assert manifest["funnel"]["in"] == 14 and manifest["funnel"]["dropped"]["source"] == {"root": 1, **dropped}
+    told = [row["detail"] for row in rejects(tmp_path / "out") if row["reason"] in ("failed", "git_timeout")]
+    assert len(told) == min(odd, 4) and all(str(error) in detail for detail in told)
+
+
+class Deadly(Inline):
+    """Its worker dies of the second range of commits."""
+
+    def run(self, function, items):
+        for index, fault in super().run(function, items):
+            is_range = "commits" in items[index].out and index == 1
+            if is_range:
+                pathlib.Path(items[index].out + ".json").unlink()
+            yield index, "a worker died" if is_range else fault
+
+
+def test_a_range_that_fails_is_counted_with_all_its_changes(tmp_path):
+    make_clone(tmp_path / "a.git", "o/a", fixes=12, seed=1)
+    manifest, told = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", Deadly(), keep_rejects=True)
+    assert manifest["funnel"]["in"] == 14 and manifest["funnel"]["dropped"]["source"] == {"root": 1, "failed": 5}
+    assert rejects(tmp_path / "out")[-1]["changes"] == 5 and "a worker died" in told
 
 
 def test_other_settings_are_refused(git_run):

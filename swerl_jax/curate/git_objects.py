@@ -82,10 +82,14 @@ class Objects:
         self._plain_diffs = self._dialogue(
             "diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames", max_requests=_MAX_DIFFS)
 
-    def close(self) -> None:
-        """Ends the processes and removes what was made."""
+    def restart(self) -> None:
+        """Ends the processes; the next request starts new ones, of which no answer is half read."""
         for dialogue in (self._contents, self._headers, self._diffs, self._plain_diffs):
             dialogue.close()
+
+    def close(self) -> None:
+        """Ends the processes and removes what was made."""
+        self.restart()
         self._view.cleanup()
 
     def is_id(self, text: str) -> bool:

@@ -38,6 +38,10 @@ class RepositoryError(Exception):
     """A clone that cannot be read any further; the caller reports it and goes on with the next."""
 
 
+class GitTimeout(RepositoryError):
+    """Git gave no answer in time; another request may get one."""
+
+
 class GitDied(Exception):
     """A process ended in the middle of an answer: what was asked for is damaged or not there."""
 
@@ -57,13 +61,14 @@ def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> 
     """Runs a command to its end; returns its exit status, what it wrote, and the last line of its complaints.
 
     Raises:
-      RepositoryError: it took longer than `timeout_s`, or cannot be started.
+      GitTimeout: it took longer than `timeout_s`.
+      RepositoryError: it cannot be started.
     """
     try:
         done = subprocess.run(line, env=variables, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s,
                               check=False)
     except subprocess.TimeoutExpired as error:
-        raise RepositoryError(f"{_shown(line)} took longer than {timeout_s:g} s") from error
+        raise GitTimeout(f"{_shown(line)} took longer than {timeout_s:g} s") from error
     except OSError as error:
         raise RepositoryError(f"{_shown(line)} cannot be started ({error}); needed is git") from error
     return done.returncode, done.stdout, _last_line(done.stderr)
@@ -73,7 +78,7 @@ class Dialogue:
     """A git process that answers requests on its standard input; started when it is needed, again after it died.
 
     Ask, then read the whole answer before asking again. Reading raises GitDied where the process ends instead, and
-    RepositoryError where it takes longer than the limit.
+    GitTimeout where it takes longer than the limit.
     """
 
     def __init__(self, line: Sequence[str], variables: Mapping[str, str], timeout_s: float, max_requests: int):
@@ -159,7 +164,7 @@ class Dialogue:
         poll.register(descriptor, select.POLLIN)
         if not poll.poll(1000 * max(0.0, self._deadline_s - time.monotonic())):
             self.close()
-            raise RepositoryError(f"{_shown(self._line)} gave no answer within {self._timeout_s:g} s")
+            raise GitTimeout(f"{_shown(self._line)} gave no answer within {self._timeout_s:g} s")
         data = os.read(descriptor, _READ_BYTES)
         if not data:
             self._die()

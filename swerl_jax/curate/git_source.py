@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from swerl_jax.curate import git_message
+from swerl_jax.curate import attempts, git_message
 from swerl_jax.curate.change import Change, Issue, Reject
 from swerl_jax.curate.git_message import Message
 from swerl_jax.curate.git_objects import Commit
 from swerl_jax.curate.issue_file import Issues, linked_issues
 from swerl_jax.curate.repository import Repository
 
-STAGE = "source"
+STAGE = attempts.STAGE
 REASONS = {
     "no_commits": "the clone has none",
     "root": "a commit without a parent changes nothing: it begins",
@@ -72,13 +72,15 @@ def changes(
         return
     reverted = find_reverted(repository)
     for commit in repository.commits(first, last):
-        message = git_message.parse_message(commit.message)
         id_ = f"{repo}@{commit.id}"
-        reason, detail = _reason(repository, commit, message, reverted)
-        if reason:
-            yield Reject(id_, STAGE, reason, detail)
-        else:
-            yield _change(repository, id_, repo, commit, message, issues)
+        yield attempts.attempt(id_, repository, _found, repository, id_, repo, commit, reverted, issues)
+
+
+def _found(repository: Repository, id_: str, repo: str, commit: Commit, reverted: Reverted, issues: Issues | None,
+           ) -> Change | Reject:
+    message = git_message.parse_message(commit.message)
+    reason, detail = _reason(repository, commit, message, reverted)
+    return Reject(id_, STAGE, reason, detail) if reason else _change(repository, id_, repo, commit, message, issues)
 
 
 def find_reverted(repository: Repository) -> Reverted:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from swerl_jax.curate import files, git_source, issue_file, judge, outcomes
+from swerl_jax.curate import attempts, files, git_source, issue_file, judge, outcomes
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.clones import Clone
 from swerl_jax.curate.issue_file import Issues
@@ -21,7 +21,7 @@ from swerl_jax.curate.work import Item
 STAGE = git_source.STAGE
 REASONS = {
     "unreadable_clone": "the clone, or the rest of it, cannot be read",
-    "failed": "the program failed on it",
+    **attempts.REASONS,
 }
 
 
@@ -32,7 +32,8 @@ def items(clones: Sequence[Clone], range_commits: int, issues: str) -> list[Item
     for clone in clones:
         for first in range(0, max(1, clone.count), range_commits):
             last = min(first + range_commits, clone.count)
-            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues), f"{clone.state} {state}"))
+            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues), f"{clone.state} {state}",
+                              changes=max(1, last - first)))
     return found
 
 
@@ -63,8 +64,9 @@ def _verdicts(settings: JudgeSettings, clone: Clone, first: int, last: int, issu
     try:
         with Repository(clone.path) as repository:
             for found in git_source.changes(repository, first, last, known):
-                made = judging.change(found, repository, clone.roots, tally) if isinstance(found, Change) else found
-                yield Verdict(made, clone.family)
+                if isinstance(found, Change):
+                    found = attempts.attempt(found.id, repository, judging.change, found, repository, clone.roots, tally)
+                yield Verdict(found, clone.family)
                 done += 1
     except RepositoryError as error:
         yield Verdict(Reject(name, STAGE, "unreadable_clone", str(error)), changes=max(1, last - first - done))

@@ -37,6 +37,7 @@ from swerl_jax.curate.clones import Clone
 from swerl_jax.curate.contamination import Evaluation
 from swerl_jax.curate.funnel import Funnel
 from swerl_jax.curate.judge import JudgeSettings
+from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.work import Item, Result, Work
 
 GIT, ARCHIVE, SWEBENCH = "git", "gharchive", "swebench"
@@ -108,7 +109,7 @@ class Outcome:
     faults: tuple[str, ...]
     evaluation: Evaluation | None
     rejects: tuple[str, ...]
-    failed: tuple[Reject, ...] = ()
+    failed: tuple[Verdict, ...] = ()
 
 
 def run(settings: Settings, work: Work) -> Outcome:
@@ -263,8 +264,9 @@ def _good(results: Sequence[Result]) -> Sequence[Result]:
     return results
 
 
-def _failed(results: Iterable[Result]) -> list[Reject]:
-    return [Reject(result.item.name, git_source.STAGE, "failed", result.fault) for result in results if result.fault]
+def _failed(results: Iterable[Result]) -> list[Verdict]:
+    return [Verdict(Reject(result.item.name, git_source.STAGE, "failed", result.fault), changes=result.item.changes)
+            for result in results if result.fault]
 
 
 def _funnel(found: Sequence[Result], collected: Sequence[Result], decided: Result) -> Funnel:
@@ -276,6 +278,7 @@ def _funnel(found: Sequence[Result], collected: Sequence[Result], decided: Resul
         kept_out.update(result.value["kept_out"] if result.value else {})
     most = sorted(kept_out.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_REPOSITORIES]
     notes = {f"files of kind {kind}": count for kind, count in kinds.items()} | {f"kept out: {why}": count for why, count in most}
-    whole = funnel_lib.merge([*parts, funnel_lib.tally(_failed(found), notes)])
+    failed = (verdict.outcome for verdict in _failed(found) for _ in range(verdict.changes))
+    whole = funnel_lib.merge([*parts, funnel_lib.tally(failed, notes)])
     reasons = {"same_id": sum(result.value["same_id"] for result in collected), "near_duplicate": decided.value["near_duplicate"]}
     return funnel_lib.then(whole, shard_stage.STAGE, reasons)

@@ -68,6 +68,7 @@ class Repository:
         object_format = self._git("rev-parse", "--show-object-format").decode().strip()
         objects, shallow = (self._git("rev-parse", "--git-path", name).decode("utf-8", "surrogateescape").strip("\n")
                             for name in ("objects", "shallow"))
+        self.timeouts = 0  # so far
         self.is_shallow = os.path.exists(shallow)
         self.objects = Objects(os.path.abspath(objects), object_format, pathlib.Path(shallow), limits.timeout_s)
         self._texts: Lru[str, Blob] = Lru(_CACHED_TEXT_BYTES)
@@ -86,6 +87,10 @@ class Repository:
     def close(self) -> None:
         """Ends git's processes."""
         self.objects.close()
+
+    def restart(self) -> None:
+        """Forgets what git is busy with, after something went wrong in the middle of it."""
+        self.objects.restart()
 
     def name(self) -> str:
         """Returns "owner/name" of the remote it was cloned from (origin first), else its directory's name."""

@@ -255,8 +255,8 @@ def _write_rejects(url: str, outcome: Outcome) -> None:
         for one in outcome.rejects:  # compressed files one behind the other are a compressed file
             files.append_to(file, one)
         with gzip.GzipFile("", "wb", 6, file, mtime=0) as last:
-            for reject in outcome.failed:
-                outcomes.write_reject(last, reject)
+            for verdict in outcome.failed:
+                outcomes.write_reject(last, verdict.outcome, verdict.changes)
 
 
 def _quantiles(counts: Mapping[str, int]) -> dict[str, int]:
