@@ -32,7 +32,8 @@ def test_evaluation_repositories_by_name(name):
 
 
 @pytest.mark.parametrize("name", [
-    "someone/core", "django/djangoproject.com", "core", "alibaba/druid", "someone/django-tools", "a/b__c", "sqlfluff/sqlfluff", "marshmallow-code/marshmallow",
+    "someone/core", "django/djangoproject.com", "core", "alibaba/druid", "someone/django-tools", "a/b__c",
+    "sqlfluff/sqlfluff", "marshmallow-code/marshmallow",
     "pvlib/pvlib-python", "pydicom/pydicom", "pyvista/pyvista", "pylint-dev/astroid", "", "/",
 ])  # fmt: skip
 def test_other_repositories_are_allowed(name):

@@ -48,6 +48,28 @@ def test_every_commit_is_a_change_or_has_a_reason(tmp_path):
     assert {made.reason for made in found if isinstance(made, Reject)} <= set(git_source.REASONS)
 
 
+def test_lines_that_are_merged_are_looked_into(tmp_path):
+    history = History().commit("root", {"a": "1"}).commit("d1", {"d": "1"}, message="Fix d1").commit("t", {"t": "1"})
+    history.commit("pull", {"t": "1"}, ["d1", "t"], "Merge pull request #1 from me/master\n\nFix t")
+    history.commit("local", {"l": "1"}, ["d1"], "Fix l")
+    history.commit("pulled", {"t": "1", "l": "1"}, ["local", "pull"], "Merge branch 'develop' of github.com:o/n into develop")
+    history.commit("release", {"d": "1", "t": "1", "l": "1"}, ["root", "pulled"], "Merge branch 'develop'")
+    history.commit("r1", {"r": "1"}, ["release"], "Fix r1").commit("main", {"m": "1"}, ["release"], "Fix m")
+    history.commit("back", {"r": "1"}, ["main", "r1"], "Merge branch 'release/1.2' into main")
+    history.commit("d2", {"d": "2"}, ["pulled"], "Fix d2")
+    history.commit("own", {"d": "2"}, ["back", "d2"], "Merge pull request #2 from o/develop\n\nRelease 2")
+    history.commit("gone", {"g": "1"}, ["own"]).commit("last", {"g": "1"}, ["own", "gone"], "Merge branch 'fix-g'")
+    ids = history.write(tmp_path / "r")
+    git(tmp_path / "r", "config", "remote.origin.url", "https://github.com/o/n")
+    found = {made.id[4:]: getattr(made, "reason", "") for made in found_in(tmp_path / "r")}
+    upstream = "merge_of_upstream"
+    expected = {"root": "root", "d1": "", "pull": "", "local": "", "pulled": upstream, "release": upstream, "r1": "", "main": "",
+                "back": upstream, "d2": "", "own": upstream, "last": ""}
+    assert found == {ids[name]: reason for name, reason in expected.items()}
+    parts = [found_in(tmp_path / "r", first, first + 5) for first in (0, 5, 10)]
+    assert [made.id[4:] for part in parts for made in part] == list(found), "in ranges as at once"
+
+
 def test_what_was_taken_back_is_no_fix(tmp_path):
     history = History().commit("root", {"a": "1"}).commit("bad", {"a": "2"}, message="Bad fix")
     history.commit("undo", {"a": "1"}, message="Back to one\n\nThis reverts commit {bad}.")
@@ -187,11 +209,14 @@ def test_a_revert_says_what_it_takes_back(text, revert):
 @pytest.mark.parametrize(("text", "is_upstream"), [
     ("Merge branch 'master' into fix", True), ("Merge branch 'main' of github.com:o/n", True),
     ("Merge remote-tracking branch 'upstream/master'", True), ("Merge branch 'fix' into main", False),
-    ("Merge branch 'fix'", False), ("Merge branch 'develop' into main", False), ("Merge branch 'fix' of url into fix", True),
+    ("Merge branch 'fix'", False), ("Merge branch 'develop' into main", True), ("Merge branch 'hotfix/1.2.1'", False),
+    ("Merge branch 'stable-2.0'", True), ("Merge branch '1.4.x' into 2.0", True), ("Merge branch '1234'", False),
+    ("Merge branch 'release-notes'", False), ("Merge pull request #3 from O/dev", True), ("Merge pull request #3 from me/dev", False),
+    ("Merge pull request #3 from o/fix", False), ("Merge branch 'fix' of url into fix", True),
     ("Merge remote-tracking branch 'origin/main' into topic", True), ("Fix", False),
 ])
 def test_merges_of_the_main_line_are_told_from_merges_into_it(text, is_upstream):
-    assert git_message.brings_in_upstream(text) == is_upstream
+    assert git_message.brings_in_upstream(text, "o") == is_upstream
 
 
 def test_what_tools_write_below_a_message_is_no_issue():

@@ -19,6 +19,9 @@ _MERGED_BRANCH = re.compile(r"Merge (?:remote-tracking )?(?:branch|commit|tag|br
 _INTO = re.compile(r"Merge (?:remote-tracking )?branch '(?P<branch>[^']+)'(?: of (?P<url>\S+))?(?: into '?(?P<into>[^' ]+))?")
 _REMOTES = ("origin/", "upstream/")
 _TRUNKS = ("main", "master", "trunk", "develop", "dev")
+_RELEASES = re.compile(r"v\d+(?:\.\d+)*(?:\.x)?|\d+(?:\.\d+)*\.(?:\d+|x)|stable/.+"
+                       r"|(?:release|releases|rel|stable|support|maint)(?:[/_-]v?\d.*)?")
+UPSTREAM_PATTERNS = ("^Merge (remote-tracking )?branch ", "^Merge pull request #[0-9]+ (from|in) ")  # as git's --grep takes them
 _GITLAB_NUMBER = re.compile(r"^See merge request \S*!(?P<number>\d+)\s*$", re.MULTILINE)
 _SQUASHED = re.compile(r"\s*\((?:#|pull request #)(?P<number>\d+)\)\s*$")
 _LISTED = re.compile(r"#?\s*Conflicts:|\* .*:$")
@@ -83,17 +86,27 @@ def parse_message(text: str) -> Message:
     return Message(subject, body)
 
 
-def brings_in_upstream(text: str) -> bool:
-    """Whether a merge's message says that the main line was merged into a branch of it, not the other way round."""
+def brings_in_upstream(text: str, owner: str = "") -> bool:
+    """Whether a merge's message says that a main or release line was merged, with many changes, and no branch with one.
+
+    Args:
+      text: the message.
+      owner: of the repository: a pull request from its own `develop` is such a merge, one from a fork's is not.
+    """
+    if match := _MERGED[0].match(text):
+        pulled_from, _, branch = match["branch"].partition("/")
+        return bool(owner) and pulled_from.lower() == owner.lower() and _is_line(branch)
     match = _INTO.match(text)
     if not match:
         return False
     branch = match["branch"]
     for remote in _REMOTES:
         branch = branch.removeprefix(remote)
-    if match["into"]:
-        return branch in _TRUNKS and match["into"] not in _TRUNKS or branch == match["into"]
-    return branch in _TRUNKS
+    return _is_line(branch) or branch == match["into"]
+
+
+def _is_line(branch: str) -> bool:
+    return branch in _TRUNKS or _RELEASES.fullmatch(branch) is not None
 
 
 def parse_revert(text: str) -> Revert | None:

@@ -96,9 +96,9 @@ class Objects:
         """Whether `text` is a full object id of this clone's format."""
         return re.fullmatch("[0-9a-f]{%d}" % (2 * self._id_bytes), text) is not None
 
-    def run(self, *arguments: str, timeout_s: float | None = None) -> tuple[int, bytes, str]:
+    def run(self, *arguments: str, timeout_s: float | None = None, data: bytes = b"") -> tuple[int, bytes, str]:
         """Runs one git command on the objects; see git_process.run."""
-        return git_process.run(self._command(*arguments), self._variables, timeout_s or self._timeout_s)
+        return git_process.run(self._command(*arguments), self._variables, timeout_s or self._timeout_s, data)
 
     def headers(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Returns id → (type, bytes) of those that are there."""

@@ -57,16 +57,15 @@ def command(git_directory: str, *arguments: str) -> list[str]:
     return ["git", f"--git-dir={git_directory}", *_OPTIONS, *arguments]
 
 
-def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> tuple[int, bytes, str]:
-    """Runs a command to its end; returns its exit status, what it wrote, and the last line of its complaints.
+def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float, data: bytes = b"") -> tuple[int, bytes, str]:
+    """Runs a command to its end, with `data` as its input; returns its exit status, what it wrote, and its last complaint.
 
     Raises:
       GitTimeout: it took longer than `timeout_s`.
       RepositoryError: it cannot be started.
     """
     try:
-        done = subprocess.run(line, env=variables, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s,
-                              check=False)
+        done = subprocess.run(line, env=variables, capture_output=True, input=data, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise GitTimeout(f"{_shown(line)} took longer than {timeout_s:g} s") from error
     except OSError as error:

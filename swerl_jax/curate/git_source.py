@@ -23,7 +23,7 @@ REASONS = {
     "octopus": "a merge of several branches at once is several changes",
     "revert": "it takes back another change",
     "reverted": "a later commit took it back",
-    "merge_of_upstream": "the main line was merged into a branch of it: other people's changes",
+    "merge_of_upstream": "a main or release line was merged: many changes, each of which is looked at by itself",
     "empty": "its files equal those of its first parent",
 }
 
@@ -56,7 +56,7 @@ class Reverted:
 def changes(
     repository: Repository, first: int = 0, last: int | None = None, issues: Issues | None = None
 ) -> Iterator[Change | Reject]:
-    """Yields what each commit of the first-parent history is: a change, or why it is none.
+    """Yields what each commit of the history (`Repository.commits`) is: a change, or why it is none.
 
     Args:
       repository: an open clone.
@@ -168,7 +168,7 @@ def _reason(repository: Repository, commit: Commit, message: Message, reverted: 
         return "revert", title
     if reverted.holds(commit, message):
         return "reverted", title
-    if len(commit.parents) == 2 and git_message.brings_in_upstream(commit.message):
+    if len(commit.parents) == 2 and git_message.brings_in_upstream(commit.message, repository.owner):
         return "merge_of_upstream", commit.message[:80]
     return ("empty", title) if parent.tree == commit.tree else ("", "")
 
