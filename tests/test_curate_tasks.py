@@ -7,7 +7,7 @@ import small
 from curated import Inline, config, make_clone
 
 from swerl_jax import config as config_lib, main
-from swerl_jax.curate import tasks
+from swerl_jax.curate import shard_stage, tasks
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def test_shards_stand_for_paths_and_budgets(made, capsys):
     median = json.loads((made / "manifest.json").read_text())["prompt_tokens"]["median"]
     assert median % 128 == 0 and 256 <= median <= 4096
     found = with_shards(made, prompt__max_tokens=160, engine__prefix_buckets=(112, 160), **TEXT)
-    assert found.data.train == (f"{made}/train-*-of-*.array_record",)
-    assert found.data.held_out == f"{made}/held_out-*-of-*.array_record"
+    assert found.data.train == (f"{made}/train-?????-of-00001.array_record",)
+    assert found.data.held_out == f"{made}/held_out-?????-of-00001.array_record"
     assert found.prompt.max_tokens == median and found.engine.prefix_buckets == ()
     assert f"prompt.max_tokens is {median}" in capsys.readouterr().out
     for other in (with_shards(made, "prompt.max_tokens", prompt__max_tokens=160, **TEXT),
@@ -55,9 +55,42 @@ def test_what_are_no_shards_is_said(made, tmp_path):
         with_shards(made, data__train=("a.jsonl",))
     with pytest.raises(ValueError, match="needed is a directory that --config=configs/curate.py made"):
         with_shards(tmp_path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] == "train"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="is unfinished: it lacks train-00000-of-00001.array_record"):
+        with_shards(tmp_path)
     (tmp_path / "train-00000-of-00001.array_record").write_bytes((made / "train-00000-of-00001.array_record").read_bytes())
     with pytest.raises(ValueError, match="holds out no example.*held_out_share"):
         with_shards(tmp_path)
+
+
+def test_an_update_that_was_killed_leaves_nothing_to_train_on(tmp_path, monkeypatch):
+    make_clone(tmp_path / "clones" / "a.git", "o/a", fixes=9, seed=9, modules=2)
+    source, out = f"git:{tmp_path / 'clones'}", tmp_path / "out"
+    tasks.curate(config(source, out), Inline())
+    for name in ("train-notes.txt", "held_out-mine.array_record", "train-0-of-1.array_record"):
+        (out / name).write_text("mine")
+    (out / ".train-00000-of-00003.array_record.77.partial.array_record").write_text("a dead process's")
+    make_clone(tmp_path / "clones" / "b.git", "o/b", fixes=9, seed=10, modules=2)
+    write = shard_stage.write_shard
+
+    def killed(shared, directory, sources, buckets, fates, start, split, name, out):
+        if split == "held_out":
+            raise KeyboardInterrupt
+        return write(shared, directory, sources, buckets, fates, start, split, name, out)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shard_stage, "write_shard", killed)
+        tasks.curate(config(source, out), Inline())
+    for use in (tasks.shards_at, with_shards, inspect):
+        with pytest.raises(ValueError, match="is unfinished: it lacks manifest.json; give the same"):
+            use(out)
+    tasks.curate(config(source, out), Inline())
+    assert "18 examples of 2 repositories" in inspect(out)
+    assert {path.name for path in out.iterdir() if "train" in path.name or "held" in path.name} == {
+        "train-notes.txt", "held_out-mine.array_record", "train-0-of-1.array_record",
+        "train-00000-of-00001.array_record", "held_out-00000-of-00001.array_record"}
 
 
 def inspect(path, index=0):

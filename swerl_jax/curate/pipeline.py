@@ -248,10 +248,7 @@ def _write_shards(settings: Settings, work: Work, sources: Sequence[str], collec
     written = work.run("shards", shard_stage.write_shard, None, items, is_whole=lambda value: files.size_bytes(
         f"{settings.out}/{value['name']}") == value["bytes"])
     shards = [result.value for result in _good(written)]
-    wanted = {shard["name"] for shard in shards}
-    for name in files.names(settings.out):
-        if name.lstrip(".").startswith(("train-", "held_out-")) and name not in wanted:
-            files.remove(f"{settings.out}/{name}")
+    shard_stage.remove_others(settings.out, {shard["name"] for shard in shards})
     return shards
 
 

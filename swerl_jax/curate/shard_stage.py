@@ -10,8 +10,9 @@ import collections
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ REASONS = {
     "near_duplicate": "its issue and change are nearly those of another",
 }
 TRAIN, HELD_OUT = "train", "held_out"
+MANIFEST_NAME = "manifest.json"  # beside the shards, once all are there
+SHARD_NAME = re.compile(rf"(?:{TRAIN}|{HELD_OUT})-\d{{5}}-of-\d{{5}}\.array_record")
+_LEFT_BEHIND = re.compile(rf"\.?{SHARD_NAME.pattern}(?:\.\d+\.partial(?:\.array_record)?)?")
 _DROPPED, _CODE = 0, {TRAIN: 1, HELD_OUT: 2}
 _SIGNATURES, _DRAWS, _IDS, _FATES = ".signatures", ".draws", ".ids", ".fates"
 _BINS = 1 << 16
@@ -91,9 +95,18 @@ def shard_names(split: str, count: int) -> list[str]:
     return [f"{split}-{number:05d}-of-{count:05d}.array_record" for number in range(count)]
 
 
+def remove_others(directory: str, wanted: Collection[str]) -> None:
+    """Removes shards of another number, and what killed processes left of one; no file of another name."""
+    for name in files.names(directory):
+        if _LEFT_BEHIND.fullmatch(name) and name not in wanted:
+            files.remove(f"{directory}/{name}")
+
+
 def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: Sequence[int], fates: str, start: int,
                 split: str, name: str, out: str) -> Any:
     """Writes the rows of some buckets that belong to a split as one shard; a stage's function.
+
+    The manifest, which tells of other shards, goes first: without it nobody takes old and new ones for one set.
 
     Args:
       directory: where the shard goes.
@@ -115,6 +128,7 @@ def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: S
                 counts[key][value] += 1
             yield example
 
+    files.remove(f"{directory}/{MANIFEST_NAME}")
     with files.written(f"{directory}/{name}") as path:
         whole = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.array_record")  # the ending names the form
         rows = shards.write_examples(whole, examples())

@@ -5,7 +5,7 @@ On the path: config → settings → pipeline → **shards' manifest, funnel, re
 
 from __future__ import annotations
 
-import fnmatch
+import collections
 import gzip
 import os
 import pathlib
@@ -24,6 +24,7 @@ from swerl_jax.curate.examples import ExampleSettings, TokenCounter
 from swerl_jax.curate.filters import FilterSettings
 from swerl_jax.curate.judge import Judge, JudgeSettings
 from swerl_jax.curate.pipeline import ORDER, Outcome, Settings
+from swerl_jax.curate.shard_stage import MANIFEST_NAME
 from swerl_jax.curate.work import Work
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import MalformedRow, open_examples
@@ -31,7 +32,6 @@ from swerl_jax.env.chat import Chat
 from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.tokenizer import load_tokenizer
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1  # of the manifest
 TEXT_SETTINGS = ("tokenizer", "chat", "prompt.style")  # by which lengths were counted
 _SAID = ("source", "keep_rejects", "held_out_share", "beam", "curate.", "tokenizer", "chat", "prompt.", "answer.", "reward.")
@@ -144,14 +144,15 @@ def shards_at(path: str) -> tuple[str, str]:
     """(pattern of the training shards, of the held-out ones) of a directory that `curate` made, "" for what is not there.
 
     Raises:
-      ValueError: it holds none.
+      ValueError: it holds none, or they are not all there yet.
     """
-    names = files.names(path)
-    patterns = [f"{split}-*-of-*.array_record" for split in (shard_stage.TRAIN, shard_stage.HELD_OUT)]
-    found = [os.path.join(path, pattern) if fnmatch.filter(names, pattern) else "" for pattern in patterns]
-    if not found[0]:
-        raise ValueError(f"data: there is no {path}/{patterns[0]}; needed is a directory that --config=configs/curate.py made")
-    return found[0], found[1]
+    made = _finished(path)
+    count = collections.Counter(shard["split"] for shard in made["shards"]) if made else {}
+    if not count.get(shard_stage.TRAIN):
+        raise ValueError(f"data: {path} has no examples to learn from; needed is a directory that --config=configs/curate.py made")
+    train, held_out = (os.path.join(path, f"{split}-?????-of-{count[split]:05d}.array_record") if count[split] else ""
+                       for split in (shard_stage.TRAIN, shard_stage.HELD_OUT))
+    return train, held_out
 
 
 def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool]) -> ml_collections.ConfigDict:
@@ -177,9 +178,9 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
         raise ValueError(f"{path} holds out no example; make it with --config.held_out_share above 0, or name both sets: "
                          "--config.data.train=\"('FILE',)\" --config.data.held_out=FILE")
     config = config_lib.update(config, {"data.train": (train,), "data.held_out": held_out})
-    made = _manifest(path)
+    made = _finished(path)
     flat = dict(config_lib.flat(config))
-    if not made or given("prompt.max_tokens") or any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
+    if given("prompt.max_tokens") or any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
         return config
     needed = made["prompt_tokens"]["median"]
     if needed > config.prompt.max_tokens:
@@ -193,16 +194,16 @@ def inspect(config: ml_collections.ConfigDict, given: Callable[[str], bool], *, 
     """A page of one example, and numbers of the whole set.
 
     Raises:
-      ValueError: there is no such example.
+      ValueError: there is no such example, or the shards are not all there yet.
     """
     path = config.data.shards
-    made = _manifest(path)
+    made = _finished(path)
     text = {name: made["config"][name] if made and not given(name) else dict(config_lib.flat(config))[name]
             for name in TEXT_SETTINGS}
     counter = TokenCounter(Chat(load_tokenizer(text["tokenizer"]), text["chat"]), text["prompt.style"])
     r = config.reward
     reward = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-    examples = open_examples(os.path.join(path, "*-of-*.array_record") if made else path)
+    examples = open_examples(os.path.join(path, "*-?????-of-?????.array_record") if made else path)
     index = config.inspect.index
     if not 0 <= index < len(examples):
         raise ValueError(f"inspect.index is {index}; {path} has the examples 0 to {len(examples) - 1}")
@@ -248,6 +249,16 @@ def _check_free(out: str, said: Mapping[str, Any]) -> None:
 def _manifest(path: str) -> Any:
     url = f"{path}/{MANIFEST_NAME}"
     return files.read_json(url) if files.exists(url) else None
+
+
+def _finished(path: str) -> Any:
+    """The manifest of a directory of shards, None where there are none; raises ValueError where they are not those it names."""
+    made, names = _manifest(path), set(files.names(path))
+    missing = [shard["name"] for shard in made["shards"] if shard["name"] not in names] if made else []
+    if missing or (not made and any(map(shard_stage.SHARD_NAME.fullmatch, names))):
+        raise ValueError(f"{path} is unfinished: it lacks {missing[0] if missing else MANIFEST_NAME}; give the same "
+                         "--config=configs/curate.py command again to complete it")
+    return made
 
 
 def _write_rejects(url: str, outcome: Outcome) -> None:
