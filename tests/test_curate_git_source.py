@@ -79,6 +79,8 @@ def test_what_was_taken_back_is_no_fix(tmp_path):
     history.commit("bad3", {"a": "4"}, ["undo2", "t"], "Merge pull request #7 from o/x\n\nBad three")
     history.commit("u", {"a": "1"}, message="w2")
     history.commit("undo3", {"a": "1"}, ["bad3", "u"], 'Merge pull request #8 from o/revert-7-x\n\nRevert "Bad three"')
+    history.commit("bad5", {"a": "7"}, message="Bad five (#9)").commit("undo5", {"a": "1"}, message='Revert "Bad five (#9)" (#10)')
+    history.commit("bad6", {"a": "8"}, message="bad: six").commit("undo6", {"a": "1"}, message="revert: bad: six")
     history.commit("bad4", {"a": "5"}, message="Bad four").commit("undo4", {"a": "1"}, message='Revert "Bad four"')
     history.commit("again", {"a": "6"}, message="Bad four").commit("main", {"b": "1"}, message="x")
     history.commit("feature", {"c": "1"}, ["again"])
@@ -86,7 +88,7 @@ def test_what_was_taken_back_is_no_fix(tmp_path):
     ids = history.write(tmp_path / "r")
     reasons = {made.id[2:]: getattr(made, "reason", "") for made in found_in(tmp_path / "r")}
     expected = {"root": "root", "bad": "", "undo": "", "bad2": "reverted", "undo2": "revert", "bad3": "reverted",
-                "undo3": "revert", "bad4": "reverted", "undo4": "revert", "again": "", "feature": "",
+                "undo3": "revert", "bad4": "reverted", "bad5": "reverted", "undo5": "revert", "bad6": "reverted", "undo6": "revert", "undo4": "revert", "again": "", "feature": "",
                 "pull": "merge_of_upstream"}
     assert {name: reasons[ids[name]] for name in expected} == expected  # "{bad}" names no commit
 
@@ -198,7 +200,10 @@ def test_a_message_is_taken_apart(text, message):
 
 @pytest.mark.parametrize(("text", "revert"), [
     ("Fix it", None), ("Revert", Revert()), ("Document how to revert\n\nReverts are hard", None),
-    ('Revert "Fix (#1)"\n\nThis reverts commit 0123456789.', Revert(("0123456789",), (), ("Fix (#1)",))),
+    ('Revert "Fix (#1)"\n\nThis reverts commit 0123456789.', Revert(("0123456789",), (1,), ("Fix",))),
+    ('Revert "Fix x (#12)" (#15)', Revert((), (12,), ("Fix x",))), ("Revert: Fix x (#15)", Revert((), (), ("Fix x",))),
+    ('revert(api): "fix: x (#12)" (#15)', Revert((), (12,), ("fix: x",))), ("Revert to the old way", Revert()),
+    ('Revert "Revert "Fix x (#12)" (#15)" (#16)', Revert((), (15,), ('Revert "Fix x (#12)"',))),
     ("Revert \"Fix\" (#9)\n\nReverts o/n#8", Revert((), (8,), ("Fix",))), ("Back out the fix", Revert()),
     ("Merge pull request #3 from o/revert-2-fix\n\nUndo", Revert((), (2,))),
 ])

@@ -30,9 +30,9 @@ _TAKES_BACK = re.compile(r"^(?:Revert|Reverts|Reverted|Reapply|Back ?out|Backed 
 _REVERTED_ID = re.compile(r"This reverts (?:merge )?commits? ([0-9a-f]{7,64})\b")
 _REVERTED_NUMBER = re.compile(r"^Reverts (?:[\w.-]+/[\w.-]+)?#(\d+)\b", re.MULTILINE)
 _REVERTED_BRANCH = re.compile(r"/revert-(\d+)-")
-_REVERTED_TITLE = re.compile(r"^Revert \"(.*)\"$")
+_REVERTED_TITLE = re.compile(r"^Revert(?:\([^()]*\))?(?::\s*|\s+(?=\"))(?P<quote>\"?)(?P<title>.+)(?P=quote)$", re.IGNORECASE)
 REVERT_PATTERNS = (  # lines to look for in a whole history, as git's --grep takes them
-    "^This reverts (merge )?commit", "^Reverts .*#[0-9]+", "^Revert ", "^Merge pull request #[0-9]+ from .*/revert-[0-9]+-",
+    "^This reverts (merge )?commit", "^Reverts .*#[0-9]+", "^[Rr]evert[ :(]", "^Merge pull request #[0-9]+ from .*/revert-[0-9]+-",
 )
 
 _TRAILER = re.compile(
@@ -118,8 +118,10 @@ def parse_revert(text: str) -> Revert | None:
         return None
     numbers = [int(number[:18]) for number in _REVERTED_NUMBER.findall(text)]
     numbers += [int(branch_number[1][:18])] if branch_number else []
-    title = _REVERTED_TITLE.match(message.title)
-    return Revert(ids, tuple(dict.fromkeys(numbers)), (title[1],) if title else ())
+    match = _REVERTED_TITLE.match(message.title)
+    title = parse_message(match["title"]) if match else None
+    numbers += [title.number] if title and title.is_squash else []
+    return Revert(ids, tuple(dict.fromkeys(numbers)), (title.title,) if title else ())
 
 
 def without_trailers(body: str) -> str:
