@@ -66,6 +66,7 @@ def test_clones_become_shards(git_run):
     train = open_examples(directory / "out" / "train-00000-of-00001.array_record")
     assert {example.repo for example in train} == {"o/a"} and {example.meta["licence"] for example in train} == {"MIT"}
     assert manifest["licences"] == {"MIT": 19} and manifest["languages"] == {"Python": 19}
+    assert manifest["flags"] == {"message_as_issue": 19}
     assert all(len(example.files) > len(example.oracle) == 1 for example in train), "unchanged files are shown too"
     assert manifest["funnel"]["in"] == 2 * 2 + 12 + 7 + 1  # a root and a README of each, the fixes, the corrupt clone
     recall = manifest["recall_from_issue_alone"]
@@ -227,7 +228,8 @@ def test_rows_without_clones_are_shown_in_part(tmp_path):
     assert manifest["funnel"]["in"] == 216 and dropped["filters"]["kind_rename"] == 2 and "contamination" not in dropped
     assert sum(manifest["examples"].values()) > 150 and manifest["split_by"] == "repository"
     example = open_examples(str(tmp_path / "out" / "train-*"))[0]
-    assert example.flags == ("partial_context",) and {"FAIL_TO_PASS", "PASS_TO_PASS", "test_patch"} <= set(example.tests)
+    assert example.flags == ("partial_context", "no_context")
+    assert {"FAIL_TO_PASS", "PASS_TO_PASS", "test_patch"} <= set(example.tests)
 
 
 def test_rows_with_a_clone_show_whole_files(tmp_path):

@@ -117,7 +117,7 @@ def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: S
       name: of the shard.
 
     Returns:
-      The manifest's entry, and counts of the rows' "languages", "licences" and lengths.
+      The manifest's entry, and counts of the rows' "flags", "languages", "licences" and lengths.
     """
     del shared, out
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -126,6 +126,7 @@ def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: S
         for example in _chosen(sources, buckets, fates + _FATES, start, _CODE[split]):
             for key, value in _facts(example).items():
                 counts[key][value] += 1
+            counts["flags"].update(example.flags)
             yield example
 
     files.remove(f"{directory}/{MANIFEST_NAME}")

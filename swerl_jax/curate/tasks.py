@@ -126,6 +126,7 @@ def manifest_of(settings: Settings, outcome: Outcome, said: Mapping[str, Any]) -
         "shards": [{key: shard[key] for key in ("name", "split", "rows", "bytes", "sha256")} for shard in outcome.shards],
         "licences": ordered.get("licences", {}),
         "languages": ordered.get("languages", {}),
+        "flags": ordered.get("flags", {}),
         "prompt_tokens": _quantiles(counts.get("prompt_tokens", {})),
         "answer_tokens": _quantiles(counts.get("answer_tokens", {})),
         "recall_from_issue_alone": {"of": outcome.ranked, **{f"at_{k}": round(value, 4) for k, value in outcome.recall.items()}},
