@@ -163,7 +163,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- task curate -----------------------------------------------------------------------------------------------------
     "source": ("", "git:PATH (a clone, or a directory of clones), gharchive:DIR (hours of events) or swebench:FILE"),
     "keep_rejects": (False, "write everything that was dropped, with its reason, to rejects.jsonl.gz"),
-    "held_out_share": (0.1, "share of the examples held out, by repository (by id where there is one) [0 … 1)"),
+    "held_out_share": (0.1, "share of the examples held out, by repository (by id where there are too few) [0 … 1)"),
     "beam": ("", "options of Apache Beam, for example --runner=DirectRunner; empty: processes of this machine"),
     "curate.clones": ("", "gharchive, swebench: a clone or a directory of clones; empty: gharchive looks beside the hours"),
     "curate.issues": ("", "git: JSON lines of issues (number, title, body, created_at, repo …), linked by closing keywords"),

@@ -55,7 +55,7 @@ def git_run(tmp_path_factory):
     make_clone(directory / "clones" / "c.git", "o/c", fixes=3, seed=3)
     shutil.rmtree(directory / "clones" / "c.git" / "objects")
     (directory / "clones" / "c.git" / "objects").mkdir()
-    manifest, told = curate(f"git:{directory / 'clones'}", directory / "out", keep_rejects=True)
+    manifest, told = curate(f"git:{directory / 'clones'}", directory / "out", keep_rejects=True, held_out_share=0.4)
     return directory, manifest, told
 
 
@@ -89,13 +89,13 @@ def test_a_corrupt_clone_and_every_drop_are_told(git_run):
 def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_path):
     directory, _, _ = git_run
     engine = Inline()
-    curate(f"git:{directory / 'clones'}", directory / "out", engine, keep_rejects=True)
+    curate(f"git:{directory / 'clones'}", directory / "out", engine, keep_rejects=True, held_out_share=0.4)
     assert [task.function.__name__ for task in engine.done] == ["look_at"] * 3
     expected = shards(directory / "out")
-    curate(f"git:{directory / 'clones'}", tmp_path / "again", Inline(-1), curate__range_commits=3)
+    curate(f"git:{directory / 'clones'}", tmp_path / "again", Inline(-1), curate__range_commits=3, held_out_share=0.4)
     assert shards(tmp_path / "again") == expected
     (directory / "out" / "train-00000-of-00001.array_record").unlink()
-    curate(f"git:{directory / 'clones'}", directory / "out")
+    curate(f"git:{directory / 'clones'}", directory / "out", held_out_share=0.4)
     assert shards(directory / "out") == expected
 
 
@@ -142,7 +142,7 @@ def test_a_range_that_fails_is_counted_with_all_its_changes(tmp_path):
 def test_other_settings_are_refused(git_run):
     directory, _, _ = git_run
     with pytest.raises(ValueError, match="(?s)made with other settings.*curate.max_files: was 100, is 3"):
-        curate(f"git:{directory / 'clones'}", directory / "out", curate__max_files=3)
+        curate(f"git:{directory / 'clones'}", directory / "out", curate__max_files=3, held_out_share=0.4)
 
 
 def test_one_clone_is_split_by_id_and_copies_are_dropped(tmp_path):
@@ -159,6 +159,14 @@ def test_one_clone_is_split_by_id_and_copies_are_dropped(tmp_path):
     make_clone(tmp_path / "same" / "y" / "a.git", "o/a", fixes=11, seed=4)
     manifest, _ = curate(f"git:{tmp_path / 'same'}", tmp_path / "out3")
     assert manifest["funnel"]["dropped"]["near_duplicates"] == {"same_id": 11}
+
+
+def test_few_repositories_are_split_by_id_where_one_would_be_too_much(tmp_path):
+    for name, fixes in (("a", 12), ("b", 8)):
+        make_clone(tmp_path / "clones" / f"{name}.git", f"o/{name}", fixes=fixes, seed=fixes)
+    for share, split_by, held_out in ((0.1, "id", 2), (0.19, "id", 3), (0.2, "repository", 8), (0.0, "repository", 0)):
+        manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / f"{share}", held_out_share=share)
+        assert (manifest["split_by"], manifest["examples"]["held_out"]) == (split_by, held_out)
 
 
 def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):

@@ -36,6 +36,7 @@ _DROPPED, _CODE = 0, {TRAIN: 1, HELD_OUT: 2}
 _SIGNATURES, _DRAWS, _IDS, _FATES = ".signatures", ".draws", ".ids", ".fates"
 _BINS = 1 << 16
 _FATES_AT_ONCE = 1 << 12
+_MOST_SHARES = 2  # held out by repository are at most so many times what was asked for
 TOKEN_STEP = 128  # lengths are counted in steps of so many
 
 
@@ -72,16 +73,19 @@ def decide(settings: tuple[float, float], collected: Sequence[str], out: str) ->
       settings: the similarity from which two are nearly alike, and the share to be held out.
 
     Returns:
-      How many rows are "near_duplicate", "train" and "held_out", and what they were "split_by".
+      How many rows are "near_duplicate", "train" and "held_out", and what they were "split_by": "repository", or "id" where
+      there is one repository, or so few that the smallest is more than _MOST_SHARES times the share.
     """
     threshold, share = settings
     with tempfile.TemporaryDirectory() as directory:
         first = _first_of(collected, os.path.join(directory, "signatures"), threshold)
     draws = np.frombuffer(b"".join(files.read_bytes(url + _DRAWS) for url in collected), "<u2").reshape(-1, 2)
     is_kept = first == np.arange(len(first))
-    split_by = "repository" if len(np.unique(draws[is_kept, 0])) > 1 else "id"
-    lots = draws[:, 0 if split_by == "repository" else 1]
-    is_held_out = is_kept & _held_out_bins(lots[is_kept], share)[lots]
+    for column, split_by in enumerate(("repository", "id")):
+        lots = draws[:, column]
+        is_held_out = is_kept & _held_out_bins(lots[is_kept], share)[lots]
+        if len(np.unique(lots[is_kept])) > 1 and is_held_out.sum() <= _MOST_SHARES * share * is_kept.sum():
+            break
     fates = np.where(is_held_out, _CODE[HELD_OUT], np.where(is_kept, _CODE[TRAIN], _DROPPED)).astype(np.uint8)
     with files.written(out + _FATES) as path, open(path, "wb") as file:
         file.write(fates.tobytes())
