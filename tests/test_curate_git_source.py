@@ -123,6 +123,8 @@ def test_issues_are_linked_as_they_stood_before_the_change(tmp_path):
         {"number": 3, "title": "no issue", "pull_request": {"url": "u"}},
         {"repo": "Else/where", "number": 4, "title": "theirs"},
         {"repo": "", "number": 5, "title": "from the branch", "body": None, "comments": 7},
+        {"repository_url": "https://api.github.com/repos/n/r", "number": 8, "user": {"login": "me"}, "labels": [{"name": "bug"}],
+         "created_at": "2020-09-13T14:00:00+02:00"}, {"number": 9, "created_at": "yesterday"},
         {"number": "6"}, [], {"number": True}, {"number": 7, "title": 7},
     ]
     path = tmp_path / "issues.jsonl.gz"
@@ -130,7 +132,11 @@ def test_issues_are_linked_as_they_stood_before_the_change(tmp_path):
     issues, faults = issue_file.read_issues(path, "r")
     assert sorted(issues) == [("", 1), ("", 2), ("", 5)]
     assert [fault.partition("row ")[2][:20] for fault in faults] == [
-        "6: number is '6'; ne", "7: the row is list; ", "8: number is True; n", "9: title is int 7; n", "11: Expecting proper"]
+        "7: created_at is 'ye", "8: number is '6'; ne", "9: the row is list; ", "10: number is True; ", "11: title is int 7; ",
+        "13: Expecting proper"]
+    named, faults = issue_file.read_issues(path, "N/r", is_only=False)
+    assert named == {("n/r", 8): Issue("N/r", 8, "", "", "me", "2020-09-13T12:00:00Z", ("bug",))}
+    assert "3 rows were left out, for they name no repository" in faults[-1]
     history = History().commit("root", {"a": "1"})
     history.commit("fix", {"a": "2"}, message="Two\n\nFixes #1, closes #2, fixes #3, fixes other/repo#1")
     history.commit("topic", {"a": "3"}, message="Three\n\nResolves #5").commit("review", {"a": "4"}, message="review")

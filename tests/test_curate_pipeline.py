@@ -209,11 +209,29 @@ def test_a_mirror_is_known_by_any_of_its_remotes(tmp_path, address):
 
 
 def test_issues_from_a_file_are_linked(tmp_path):
-    make_clone(tmp_path / "a.git", "o/a", fixes=2, seed=7)
-    (tmp_path / "issues.jsonl").write_text(json.dumps({"number": 1, "title": "It breaks badly", "body": "always, with an error"})
-                                           + "\nnot JSON\n")
-    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", curate__issues=str(tmp_path / "issues.jsonl"))
-    assert len(manifest["faults"]) == 1 and "row 2" in manifest["faults"][0]
+    def clone(name):
+        history = History().commit("root", {"src/shape.py": BEFORE, "LICENSE": MIT + name})
+        history.commit("fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #1").write(tmp_path / "clones" / f"{name}.git")
+        git(tmp_path / "clones" / f"{name}.git", "config", "remote.origin.url", f"https://github.com/o/{name}")
+
+    def issues(out):
+        manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / out, curate__issues=str(tmp_path / "issues.jsonl"),
+                             held_out_share=0.0, curate__similarity=1.0)
+        read = open_examples(str(tmp_path / out / "train-*"))
+        return manifest["faults"], {one.repo: (one.issue.split("\n")[0], one.meta["issues"]) for one in read}
+
+    said = {"number": 1, "title": "It breaks badly", "body": "always, with an error", "created_at": "2020-09-13T14:26:00+02:00"}
+    (tmp_path / "issues.jsonl").write_text(json.dumps(said) + "\nnot JSON\n")
+    clone("a")
+    linked = [{"repo": "o/a", "number": 1, "created_at": "2020-09-13T12:26:00Z"}]
+    faults, found = issues("one")
+    assert found == {"o/a": ("It breaks badly", linked)} and len(faults) == 1 and "row 2" in faults[0]
+    clone("b")
+    with (tmp_path / "issues.jsonl").open("a") as file:
+        file.write(json.dumps(said | {"repository_url": "https://api.github.com/repos/o/a", "title": "Of a"}))
+    faults, found = issues("two")
+    assert found["o/a"] == ("Of a", linked) and found["o/b"][0] == "Use the height"
+    assert "1 rows were left out, for they name no repository and there is more than one clone" in faults[1]
 
 
 @pytest.mark.parametrize("source, message", [
