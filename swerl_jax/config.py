@@ -169,7 +169,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "curate.issues": ("", "git: JSON lines of issues (number, title, body, created_at, repo …), linked by closing keywords"),
     "curate.hints": (False, "swebench: add hints_text to the issue"),
     "curate.decontaminate": (True, "drop what is of, or forked from, a repository of an evaluation split"),
-    "curate.evaluation_files": ((), "rows in SWE-bench's format whose copies are dropped, wherever they are found"),
+    "curate.evaluation_files": ((), "rows in SWE-bench's format (JSON lines, gz, parquet) whose copies are dropped, wherever they are found"),
     "curate.bots": ("signed", "which changes are a program's: signed, or paper (SWE-RL's words)"),
     "curate.bug_fix": ("auto", "words (a heuristic), any, or module:function of a Candidate; auto: words, of rows any"),
     "curate.needs_issue": (True, "drop what has neither a linked issue nor a message that stands for one"),

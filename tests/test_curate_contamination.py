@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 
+import fsspec
 import pytest
 
 from swerl_jax.curate import contamination, paths
@@ -137,13 +138,15 @@ def test_a_short_fix_is_found_by_its_lines():
     assert texts.reason(example("other", before, first)) == texts.reason(example("other", both, before)) == ""
 
 
-def test_rows_are_read_or_refused_by_line(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() + b"\n\n{}\n"))
-    rows = contamination.read_rows(path)
-    assert next(rows) == ROWS[0]
-    with pytest.raises(ValueError, match="rows.jsonl.gz, line 3 is no evaluation row"):
-        next(rows)
+def test_rows_are_read_or_refused_by_number(tmp_path):
+    packed = gzip.compress(json.dumps(ROWS[0]).encode() + b"\n\n{}\n")
+    for url in (tmp_path / "rows.jsonl.gz", "memory://rows.jsonl.gz"):
+        with fsspec.open(str(url), "wb") as file:
+            file.write(packed)
+        rows = contamination.read_rows(url)
+        assert next(rows) == ROWS[0]
+        with pytest.raises(ValueError, match="rows.jsonl.gz, row 2 is no evaluation row"):
+            list(rows)
 
 
 def test_real_rows_are_found_and_others_are_not():

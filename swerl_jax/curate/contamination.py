@@ -11,7 +11,6 @@ SWE-bench's *dev* split is no evaluation: its repositories are in none of the sp
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import os
 import pathlib
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from swerl_jax.curate import paths
+from swerl_jax.curate import paths, swebench_source
 from swerl_jax.curate.change import Change
 from swerl_jax.curate.shingles import changed_lines, shingles, visible_text
 from swerl_jax.data.records import Example
@@ -31,6 +30,7 @@ REPOSITORIES_PATH = _HERE / "evaluation_repositories.json"
 ALIASES_PATH = _HERE / "evaluation_aliases.json"
 
 RUN_WORDS = 10
+_NEEDED = ("instance_id", "problem_statement", "patch")
 OVERLAP = 0.5  # share of the runs of the smaller of two texts from which one holds the other
 _MIN_RUNS = 5  # fewer common runs are chance: 14 words in a row
 _MIN_LINE_CHARS = 14  # white space aside; shorter lines are everywhere
@@ -205,27 +205,17 @@ class _Index:
         return row, float(shares[row])
 
 
-def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of an evaluation file, JSON lines, perhaps compressed (.gz).
+def read_rows(url: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of an evaluation file, as of `swebench_source.read_rows`.
 
     Raises:
-      ValueError: naming the file and line that is no row in SWE-bench's format.
+      ValueError: it cannot be read, or naming the row that is none in SWE-bench's format.
     """
-    path = os.fspath(path)
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if all(isinstance(row[key], str) for key in ("instance_id", "problem_statement", "patch")):
-                    yield row
-                    continue
-            except (KeyError, TypeError, ValueError):
-                pass
-            raise ValueError(f"{path}, line {number} is no evaluation row; needed is an object with the texts instance_id, "
-                             "problem_statement and patch")
+    url = os.fspath(url)
+    for number, row in enumerate(swebench_source.read_rows(url), start=1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in _NEEDED):
+            raise ValueError(f"{url}, row {number} is no evaluation row; needed is an object with the texts {', '.join(_NEEDED)}")
+        yield row
 
 
 def _changed_in(patch: str) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
