@@ -1,6 +1,8 @@
 """`--config.data=SHARDS` trains on them and shows them, and Beam or no Beam the command lines work as written."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 import small
@@ -8,6 +10,7 @@ from curated import Inline, config, make_clone
 
 from swerl_jax import config as config_lib, main
 from swerl_jax.curate import shard_stage, tasks
+from swerl_jax.env.tokenizer import tokenizer_file, train_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +121,25 @@ def test_inspection_shows_an_example_and_the_set(made, tmp_path):
     ({"tokenizer": "train:768"}, "to count tokens one that exists is needed"), ({"curate__languages": ("Klingon",)}, "Klingon"),
     ({"curate__bug_fix": "nowhere:f"}, "needed is words, any, or the module:function"),
     ({"curate__evaluation_files": ("/nonexistent",)}, "nonexistent"),
+    ({"reward__name": "unified_diff"}, "reward.name is unified_diff; .* needs search_replace"),
 ])
 def test_settings_that_cannot_work_are_said_before_the_work(tmp_path, changes, message):
     make_clone(tmp_path / "a.git", fixes=1)
     with pytest.raises((ValueError, OSError), match=message):
         tasks.curate(config(f"git:{tmp_path / 'a.git'}", tmp_path / "out", **changes), Inline())
     assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_of_the_same_name_makes_all_anew(tmp_path):
+    make_clone(tmp_path / "a.git", fixes=1)
+    spec = shutil.copy(tokenizer_file("embedded:tiny"), tmp_path / "tokenizer.model")
+    engines = [Inline(), Inline()]
+    for engine in engines:
+        tasks.curate(config(f"git:{tmp_path / 'a.git'}", tmp_path / "out", tokenizer=f"sentencepiece:{spec}"), engine)
+    train_sentencepiece([pathlib.Path(__file__).read_text()], 400, spec)
+    tasks.curate(config(f"git:{tmp_path / 'a.git'}", tmp_path / "out", tokenizer=f"sentencepiece:{spec}"), engines[1])
+    names = [[task.function.__name__ for task in engine.done] for engine in engines]
+    assert names[0] == names[1][1:] and names[1][0] == "look_at"
 
 
 @pytest.mark.slow

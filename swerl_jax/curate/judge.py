@@ -40,6 +40,7 @@ class JudgeSettings:
       evaluation: repositories to keep out; None: none are.
       evaluation_files: rows in SWE-bench's format whose copies are kept out.
       evaluation_state: of those files.
+      tokenizer_digest: of the tokenizer's file, whose name may come to mean another.
     """
 
     filters: FilterSettings
@@ -51,6 +52,7 @@ class JudgeSettings:
     evaluation: Evaluation | None = None
     evaluation_files: tuple[str, ...] = ()
     evaluation_state: str = ""
+    tokenizer_digest: str = ""
 
 
 class Tally:

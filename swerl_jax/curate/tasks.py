@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import gzip
+import hashlib
 import os
 import pathlib
 import platform
@@ -29,8 +30,8 @@ from swerl_jax.curate.work import Work
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import MalformedRow, open_examples
 from swerl_jax.env.chat import Chat
-from swerl_jax.env.reward import RewardSpec
-from swerl_jax.env.tokenizer import load_tokenizer
+from swerl_jax.env.reward import PAPER, RewardSpec
+from swerl_jax.env.tokenizer import load_tokenizer, tokenizer_file
 
 FORMAT = 1  # of the manifest
 TEXT_SETTINGS = ("tokenizer", "chat", "prompt.style")  # by which lengths were counted
@@ -54,6 +55,10 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     if config.tokenizer.startswith("train:"):
         raise ValueError(f"tokenizer is {config.tokenizer}; to count tokens one that exists is needed, such as embedded:tiny, "
                          "hf:DIRECTORY or json:FILE")
+    if r.name != PAPER.name:
+        raise ValueError(f"reward.name is {r.name}; an example is proven by its oracle's own answer in search/replace edits, which "
+                         f"needs {PAPER.name}. Give another reward to the training")
+    tokenizer = tokenizer_file(config.tokenizer)
     is_rows = kind == pipeline.SWEBENCH
     filters = FilterSettings(
         bots=c.bots, bug_fix={"auto": "any" if is_rows else "words"}.get(c.bug_fix, c.bug_fix), needs_issue=c.needs_issue,
@@ -66,7 +71,8 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     judge = JudgeSettings(
         filters, examples, config.tokenizer, config.chat, config.prompt.style, c.context_files,
         contamination.load() if c.decontaminate else None, tuple(c.evaluation_files),
-        " ".join(map(files.state, c.evaluation_files)))
+        " ".join(map(files.state, c.evaluation_files)),
+        hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer else "")
     Judge(judge)  # loads the tokenizer and the evaluation's rows: what cannot be read is said now
     return Settings(
         kind, files.absolute(place), files.absolute(config.out), judge, c.clones and files.absolute(c.clones),
