@@ -43,7 +43,11 @@ def test_shards_stand_for_paths_and_budgets(made, capsys):
     assert found.data.train == (f"{made}/train-?????-of-00001.array_record",)
     assert found.data.held_out == f"{made}/held_out-?????-of-00001.array_record"
     assert found.prompt.max_tokens == median and found.engine.prefix_buckets == ()
-    assert f"prompt.max_tokens is {median}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    share = int(told.partition(f"prompt.max_tokens is {median}: ")[2].partition("%")[0])
+    assert 50 <= share <= 100 and share in [round(100 * fit / 9) for fit in range(10)]
+    tight = with_shards(made, prompt__max_tokens=160, answer__max_tokens=8192 - 250, model__arch="init", init="embedded:tiny", **TEXT)
+    assert tight.prompt.max_tokens == 250 and "0% of the examples" in capsys.readouterr().out
     for other in (with_shards(made, "prompt.max_tokens", prompt__max_tokens=160, **TEXT),
                   with_shards(made, prompt__max_tokens=160, **(TEXT | {"tokenizer": "byte"}))):
         assert other.prompt.max_tokens == 160 and other.data.train
@@ -59,6 +63,9 @@ def test_what_are_no_shards_is_said(made, tmp_path):
     with pytest.raises(ValueError, match="needed is a directory that --config=configs/curate.py made"):
         with_shards(tmp_path)
     manifest = json.loads((made / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(ValueError, match="is of format 1; needed is 2"):
+        with_shards(tmp_path)
     manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] == "train"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="is unfinished: it lacks train-00000-of-00001.array_record"):

@@ -32,8 +32,9 @@ from swerl_jax.data.shards import MalformedRow, open_examples
 from swerl_jax.env.chat import Chat
 from swerl_jax.env.reward import PAPER, RewardSpec
 from swerl_jax.env.tokenizer import load_tokenizer, tokenizer_file
+from swerl_jax.models import shipped
 
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
 TEXT_SETTINGS = ("tokenizer", "chat", "prompt.style")  # by which lengths were counted
 _SAID = ("source", "keep_rejects", "held_out_share", "beam", "curate.", "tokenizer", "chat", "prompt.", "answer.", "reward.")
 _NOT_SAID = ("reward.truncated", "reward.workers", "reward.deadline_s", "reward.max_fault_frac")
@@ -133,8 +134,8 @@ def manifest_of(settings: Settings, outcome: Outcome, said: Mapping[str, Any]) -
         "licences": ordered.get("licences", {}),
         "languages": ordered.get("languages", {}),
         "flags": ordered.get("flags", {}),
-        "prompt_tokens": _quantiles(counts.get("prompt_tokens", {})),
-        "answer_tokens": _quantiles(counts.get("answer_tokens", {})),
+        "prompt_tokens": _lengths(counts.get("prompt_tokens", {})),
+        "answer_tokens": _lengths(counts.get("answer_tokens", {})),
         "recall_from_issue_alone": {"of": outcome.ranked, **{f"at_{k}": round(value, 4) for k, value in outcome.recall.items()}},
         "funnel": funnel_lib.to_json(outcome.funnel),
         "faults": list(outcome.faults),
@@ -166,7 +167,8 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
     """The settings with what `data.shards` stands for.
 
     Training learns from the train shards and is judged by the held-out ones. Where lengths were counted with the tokenizer
-    and template of this config, its prompts may be as long as half of the examples need, unless the user says how long.
+    and template of this config, its prompts may be as long as half of the examples need and the model's context allows beside
+    an answer, unless the user says how long; how many fit is printed.
 
     Args:
       config: of any task; unchanged where `data.shards` is not set.
@@ -187,13 +189,17 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
     config = config_lib.update(config, {"data.train": (train,), "data.held_out": held_out})
     made = _finished(path)
     flat = dict(config_lib.flat(config))
-    if given("prompt.max_tokens") or any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
+    if any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
         return config
-    needed = made["prompt_tokens"]["median"]
-    if needed > config.prompt.max_tokens:
-        changes: dict[str, Any] = {"prompt.max_tokens": needed}
+    from swerl_jax.policy import hf  # with JAX, which curation does without
+
+    lengths = made["prompt_tokens"]
+    room = hf.find_arch(config.model.arch, shipped.find(config.init)).context - config.answer.max_tokens
+    if config.prompt.max_tokens < (longest := min(lengths["median"], room)) and not given("prompt.max_tokens"):
+        changes: dict[str, Any] = {"prompt.max_tokens": longest}
         config_lib.update(config, changes | ({} if given("engine.prefix_buckets") else {"engine.prefix_buckets": ()}))
-        print(f"prompt.max_tokens is {needed}, so that half of the examples of {path} fit")
+    fit = sum(count for length, count in lengths["counts"].items() if int(length) <= config.prompt.max_tokens)
+    print(f"prompt.max_tokens is {config.prompt.max_tokens}: {fit / sum(lengths['counts'].values()):.0%} of the examples of {path} fit")
     return config
 
 
@@ -261,6 +267,9 @@ def _manifest(path: str) -> Any:
 def _finished(path: str) -> Any:
     """The manifest of a directory of shards, None where there are none; raises ValueError where they are not those it names."""
     made, names = _manifest(path), set(files.names(path))
+    if made and made.get("format") != FORMAT:
+        raise ValueError(f"{path}/{MANIFEST_NAME} is of format {made.get('format')}; needed is {FORMAT}: give the "
+                         "--config=configs/curate.py command again")
     missing = [shard["name"] for shard in made["shards"] if shard["name"] not in names] if made else []
     if missing or (not made and any(map(shard_stage.SHARD_NAME.fullmatch, names))):
         raise ValueError(f"{path} is unfinished: it lacks {missing[0] if missing else MANIFEST_NAME}; give the same "
@@ -277,13 +286,14 @@ def _write_rejects(url: str, outcome: Outcome) -> None:
                 outcomes.write_reject(last, verdict.outcome, verdict.changes)
 
 
-def _quantiles(counts: Mapping[str, int]) -> dict[str, int]:
-    """Median and maximum, in steps of `shard_stage.TOKEN_STEP`, rounded up."""
+def _lengths(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Median, maximum and counts of all lengths, in steps of `shard_stage.TOKEN_STEP`, rounded up."""
     lengths = sorted((int(length), count) for length, count in counts.items())
     if not lengths:
-        return {"median": 0, "max": 0}
+        return {"median": 0, "max": 0, "counts": {}}
     below = np.cumsum([count for _, count in lengths])
-    return {"median": lengths[int(np.searchsorted(below, (below[-1] + 1) // 2))][0], "max": lengths[-1][0]}
+    median = lengths[int(np.searchsorted(below, (below[-1] + 1) // 2))][0]
+    return {"median": median, "max": lengths[-1][0], "counts": {str(length): count for length, count in lengths}}
 
 
 def _told(out: str, manifest: Mapping[str, Any]) -> str:
