@@ -34,7 +34,8 @@ def test_a_plain_fix_passes_and_the_table_is_closed():
 @pytest.mark.parametrize("fields", [
     {"author": "dependabot[bot]"}, {"author": "renovate-bot"}, {"author": "Renovate Bot"}, {"author": "pyup-bot"},
     {"author": "github-actions"}, {"meta": {"is_bot": True}, "author": "x"}, {"meta": {"branch": "o/dependabot/npm/lodash-4"}},
-    {"meta": {"head_ref": "renovate/lodash-4.x"}}, {"meta": {"branch": "o/snyk-fix-0a1b"}}, {"meta": {"head_ref": "pyup-update-a-1"}},
+    {"meta": {"head_ref": "renovate/lodash-4.x"}}, {"meta": {"branch": "o/snyk-fix-0a1b"}},
+    {"meta": {"head_ref": "pyup-update-a-1"}},
     {"title": "Bump lodash from 4.17.20 to 4.17.21"}, {"title": "chore(deps): bump x"}, {"title": "[Security] Bumps y"},
     {"title": "Fix build: bump version to 2"}, {"title": "build(deps-dev): Bump z"}, {"title": "Automerge main"},
     {"body": "Bumps [lodash](x) from 1 to 2."}, {"body": "a\n\nDependabot will resolve any conflicts"},

@@ -88,7 +88,8 @@ def test_what_was_taken_back_is_no_fix(tmp_path):
     ids = history.write(tmp_path / "r")
     reasons = {made.id[2:]: getattr(made, "reason", "") for made in found_in(tmp_path / "r")}
     expected = {"root": "root", "bad": "", "undo": "", "bad2": "reverted", "undo2": "revert", "bad3": "reverted",
-                "undo3": "revert", "bad4": "reverted", "bad5": "reverted", "undo5": "revert", "bad6": "reverted", "undo6": "revert", "undo4": "revert", "again": "", "feature": "",
+                "undo3": "revert", "bad4": "reverted", "bad5": "reverted", "undo5": "revert", "bad6": "reverted",
+                "undo6": "revert", "undo4": "revert", "again": "", "feature": "",
                 "pull": "merge_of_upstream"}
     assert {name: reasons[ids[name]] for name in expected} == expected  # "{bad}" names no commit
 
@@ -222,7 +223,8 @@ def test_a_revert_says_what_it_takes_back(text, revert):
     ("Merge remote-tracking branch 'upstream/master'", True), ("Merge branch 'fix' into main", False),
     ("Merge branch 'fix'", False), ("Merge branch 'develop' into main", True), ("Merge branch 'hotfix/1.2.1'", False),
     ("Merge branch 'stable-2.0'", True), ("Merge branch '1.4.x' into 2.0", True), ("Merge branch '1234'", False),
-    ("Merge branch 'release-notes'", False), ("Merge pull request #3 from O/dev", True), ("Merge pull request #3 from me/dev", False),
+    ("Merge branch 'release-notes'", False), ("Merge pull request #3 from O/dev", True),
+    ("Merge pull request #3 from me/dev", False),
     ("Merge pull request #3 from o/fix", False), ("Merge branch 'fix' of url into fix", True),
     ("Merge remote-tracking branch 'origin/main' into topic", True), ("Fix", False),
 ])

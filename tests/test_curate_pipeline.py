@@ -205,14 +205,15 @@ def test_a_mirror_is_known_by_any_of_its_remotes(tmp_path, address):
     make_clone(tmp_path / "clones" / "a.git", "someone/web", fixes=2, seed=5)
     git(tmp_path / "clones" / "a.git", "config", "remote.upstream.url", address)
     manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
-    assert manifest["examples"] == {"train": 0, "held_out": 0} and manifest["funnel"]["dropped"]["contamination"] == {"repository": 4}
+    assert sum(manifest["examples"].values()) == 0 and manifest["funnel"]["dropped"] == {"contamination": {"repository": 4}}
 
 
 def test_issues_from_a_file_are_linked(tmp_path):
     def clone(name):
+        path = tmp_path / "clones" / f"{name}.git"
         history = History().commit("root", {"src/shape.py": BEFORE, "LICENSE": MIT + name})
-        history.commit("fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #1").write(tmp_path / "clones" / f"{name}.git")
-        git(tmp_path / "clones" / f"{name}.git", "config", "remote.origin.url", f"https://github.com/o/{name}")
+        history.commit("fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #1").write(path)
+        git(path, "config", "remote.origin.url", f"https://github.com/o/{name}")
 
     def issues(out):
         manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / out, curate__issues=str(tmp_path / "issues.jsonl"),

@@ -46,7 +46,8 @@ def test_shards_stand_for_paths_and_budgets(made, capsys):
     told = capsys.readouterr().out
     share = int(told.partition(f"prompt.max_tokens is {median}: ")[2].partition("%")[0])
     assert 50 <= share <= 100 and share in [round(100 * fit / 9) for fit in range(10)]
-    tight = with_shards(made, prompt__max_tokens=160, answer__max_tokens=8192 - 250, model__arch="init", init="embedded:tiny", **TEXT)
+    tight = with_shards(made, prompt__max_tokens=160, answer__max_tokens=8192 - 250, model__arch="init", init="embedded:tiny",
+                        **TEXT)
     assert tight.prompt.max_tokens == 250 and "0% of the examples" in capsys.readouterr().out
     for other in (with_shards(made, "prompt.max_tokens", prompt__max_tokens=160, **TEXT),
                   with_shards(made, prompt__max_tokens=160, **(TEXT | {"tokenizer": "byte"}))):

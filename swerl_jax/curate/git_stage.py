@@ -32,8 +32,8 @@ def items(clones: Sequence[Clone], range_commits: int, issues: str) -> list[Item
     for clone in clones:
         for first in range(0, max(1, clone.count), range_commits):
             last = min(first + range_commits, clone.count)
-            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues, len(clones) == 1), f"{clone.state} {state}",
-                              changes=max(1, last - first)))
+            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues, len(clones) == 1),
+                              f"{clone.state} {state}", changes=max(1, last - first)))
     return found
 
 

@@ -198,8 +198,9 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
     if config.prompt.max_tokens < (longest := min(lengths["median"], room)) and not given("prompt.max_tokens"):
         changes: dict[str, Any] = {"prompt.max_tokens": longest}
         config_lib.update(config, changes | ({} if given("engine.prefix_buckets") else {"engine.prefix_buckets": ()}))
-    fit = sum(count for length, count in lengths["counts"].items() if int(length) <= config.prompt.max_tokens)
-    print(f"prompt.max_tokens is {config.prompt.max_tokens}: {fit / sum(lengths['counts'].values()):.0%} of the examples of {path} fit")
+    longest, counts = config.prompt.max_tokens, lengths["counts"]
+    share = sum(count for length, count in counts.items() if int(length) <= longest) / sum(counts.values())
+    print(f"prompt.max_tokens is {longest}: {share:.0%} of the examples of {path} fit")
     return config
 
 
