@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given, strategies
@@ -230,6 +231,8 @@ def test_a_revert_says_what_it_takes_back(text, revert):
 ])
 def test_merges_of_the_main_line_are_told_from_merges_into_it(text, is_upstream):
     assert git_message.brings_in_upstream(text, "o") == is_upstream
+    patterns = git_message.upstream_patterns("o")
+    assert not is_upstream or any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 
 def test_what_tools_write_below_a_message_is_no_issue():

@@ -21,7 +21,7 @@ _REMOTES = ("origin/", "upstream/")
 _TRUNKS = ("main", "master", "trunk", "develop", "dev")
 _RELEASES = re.compile(r"v\d+(?:\.\d+)*(?:\.x)?|\d+(?:\.\d+)*\.(?:\d+|x)|stable/.+"
                        r"|(?:release|releases|rel|stable|support|maint)(?:[/_-]v?\d.*)?")
-UPSTREAM_PATTERNS = ("^Merge (remote-tracking )?branch ", "^Merge pull request #[0-9]+ (from|in) ")  # as git's --grep takes them
+_LINE_BEGINS = f"({'|'.join(_TRUNKS)}|v?[0-9]|rel|stable|support|maint)"
 _GITLAB_NUMBER = re.compile(r"^See merge request \S*!(?P<number>\d+)\s*$", re.MULTILINE)
 _SQUASHED = re.compile(r"\s*\((?:#|pull request #)(?P<number>\d+)\)\s*$")
 _LISTED = re.compile(r"#?\s*Conflicts:|\* .*:$")
@@ -103,6 +103,12 @@ def brings_in_upstream(text: str, owner: str = "") -> bool:
     for remote in _REMOTES:
         branch = branch.removeprefix(remote)
     return _is_line(branch) or branch == match["into"]
+
+
+def upstream_patterns(owner: str) -> tuple[str, ...]:
+    """Lines to look for in a whole history, as git's --grep takes them: what `brings_in_upstream` holds for, and little else."""
+    pulled = (f"^Merge pull request #[0-9]+ (from|in) {re.sub('[^a-zA-Z0-9_-]', '.', owner)}/{_LINE_BEGINS}",) if owner else ()
+    return (f"^Merge branch '{_LINE_BEGINS}", "^Merge branch '.*' of ", "^Merge remote-tracking branch '", *pulled)
 
 
 def _is_line(branch: str) -> bool:

@@ -285,16 +285,17 @@ class Repository:
     def _lines_heads(self) -> list[str]:
         """Returns the commits whose first-parent histories are together the history; none where there is no commit."""
         if self._heads is None:
-            self._heads = found = list(filter(None, [self.head()]))
-            seen: set[str] = set()
+            patterns, seen = git_message.upstream_patterns(self.owner), set()
+            heads = found = dict.fromkeys(filter(None, [self.head()]))
             while found:
-                ids = [id_ for id_ in self._matching(git_message.UPSTREAM_PATTERNS, found, "--min-parents=2") if id_ not in seen]
+                ids = [id_ for id_ in self._matching(patterns, list(found), "-i", "--min-parents=2") if id_ not in seen]
                 seen.update(ids)
                 merges = (commit for commit in self.objects.commits(ids) if len(commit.parents) == 2)
                 merged = [commit.parents[1] for commit in merges if git_message.brings_in_upstream(commit.message, self.owner)]
                 there = self._commits_of(merged)
-                found = [id_ for id_ in dict.fromkeys(merged) if id_ in there and id_ not in self._heads]
-                self._heads = self._heads + found
+                found = {id_: None for id_ in merged if id_ in there and id_ not in heads}
+                heads = heads | found
+            self._heads = list(heads)
         return self._heads
 
     def _matching(self, patterns: Sequence[str], heads: Sequence[str], *options: str) -> list[str]:
