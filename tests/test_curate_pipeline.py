@@ -342,6 +342,17 @@ def test_events_are_joined_to_clones(tmp_path, schema):
     assert len(manifest["faults"]) == 1 and "2021-01-21-10.json.gz: torn" in manifest["faults"][0] and "torn" in told
 
 
+def test_a_clone_of_an_archive_is_known_by_any_of_its_remotes(tmp_path):
+    if not EVENTS.exists():
+        pytest.skip(f"{EVENTS} is absent")
+    make_archive(tmp_path, "pre2025")
+    path = tmp_path / "clones" / "test-events.git"
+    git(path, "config", "remote.origin.url", "https://github.com/wayofthepie/test-events")
+    git(path, "config", "remote.upstream.url", "https://github.com/django/django")
+    manifest, _ = curate(f"gharchive:{tmp_path}", tmp_path / "out")
+    assert manifest["funnel"]["notes"]["kept out: named django/django"] == 1 and not sum(manifest["examples"].values())
+
+
 def test_an_archive_tells_the_numbers_of_evaluation_repositories(tmp_path):
     if not EVENTS.exists():
         pytest.skip(f"{EVENTS} is absent")

@@ -97,7 +97,7 @@ def _verdicts(found: Iterable[Change | Reject], clones: Clones, judging: judge.J
             yield Verdict(one)
             continue
         clone = clones.find(_names(one))
-        if rejected := judging.contaminated(one, clone.roots if clone else ()):
+        if rejected := judging.contaminated(one, *((clone.roots, clone.all_names) if clone else ())):
             yield Verdict(rejected)
         elif not clone:
             yield Verdict(Reject(one.id, git_source.STAGE, "no_clone", ", ".join(_names(one))))

@@ -93,9 +93,14 @@ class Evaluation:
         shared = sorted(self.roots.intersection(roots))
         return f"shares root commit {shared[0]}" if shared else ""
 
-    def change_reason(self, change: Change, roots: Iterable[str] = ()) -> str:
-        """Why a change belongs to an evaluation, "" if it does not; "names" and "issue_repo_ids" of its meta count."""
-        names = [change.repo, *map(str, change.meta.get("names", ()))]
+    def change_reason(self, change: Change, roots: Iterable[str] = (), names: Iterable[str] = ()) -> str:
+        """Why a change belongs to an evaluation, "" if it does not; "names" and "issue_repo_ids" of its meta count.
+
+        Args:
+          change: what was found.
+          roots, names: of its clone, as in `repository_reason`.
+        """
+        names = [change.repo, *map(str, change.meta.get("names", ())), *names]
         if reason := self.repository_reason(names, change.repo_id, roots):
             return reason
         reported = sorted({issue.repo for issue in change.issues if self._is_named(issue.repo)})

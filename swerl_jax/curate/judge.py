@@ -101,10 +101,10 @@ class Judge:
         evaluation = self._settings.evaluation
         return evaluation.repository_reason(names, repo_id, roots) if evaluation else ""
 
-    def contaminated(self, change: Change, roots: tuple[str, ...] = ()) -> Reject | None:
-        """Why a change may not be learnt from, by where it is from; None where it may."""
+    def contaminated(self, change: Change, roots: tuple[str, ...] = (), names: tuple[str, ...] = ()) -> Reject | None:
+        """Why a change may not be learnt from, by where it and its clone are from; None where it may."""
         evaluation = self._settings.evaluation
-        reason = evaluation.change_reason(change, roots) if evaluation else ""
+        reason = evaluation.change_reason(change, roots, names) if evaluation else ""
         return Reject(change.id, STAGE, "repository", reason) if reason else None
 
     def change(self, change: Change, repository: Repository, roots: tuple[str, ...], tally: Tally) -> Example | Reject:

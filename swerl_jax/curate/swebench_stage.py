@@ -61,7 +61,7 @@ def _verdict(row: Any, judging: judge.Judge, clones: Clones, with_hints: bool, t
     if isinstance(change, Reject):
         return Verdict(change)
     clone = clones.find([change.repo])
-    if rejected := judging.contaminated(change, clone.roots if clone else ()):
+    if rejected := judging.contaminated(change, *((clone.roots, clone.all_names) if clone else ())):
         return Verdict(rejected)
     try:
         repository = clones.repository(clone) if clone else None
