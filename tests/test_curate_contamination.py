@@ -1,12 +1,14 @@
 """Evaluation repositories are recognised by name, number and root commit; copied rows by their words."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
 
+import fsspec
 import pytest
 
-from swerl_jax.curate import contamination
+from swerl_jax.curate import contamination, paths
 from swerl_jax.curate.change import Change, Issue
 from swerl_jax.data import shards
 from swerl_jax.data.records import Example
@@ -23,14 +25,17 @@ def change(repo="o/n", **fields):
     "django/django", "Django/DJANGO", "automattic/wp-calypso", "chartjs/chart.js", "https://github.com/psf/requests.git",
     "git@github.com:sympy/sympy.git", "ssh://git@github.com/sympy/sympy", "kennethreitz/requests", "django__django",
     "django__django.git", "sympy", "django-django", "scikit-learn", "eslint/eslint",
+    "someone/django", "gitlab.com/x/sympy", "requests", "flask", "someone/x__django.1fd52536", "mirrors/psf__requests",
+    "swesmith/psf__requests.4a5b6c7d", "clones/astropy__astropy",
 ])  # fmt: skip
 def test_evaluation_repositories_by_name(name):
     assert EVALUATION.change_reason(change(name)) == f"named {name}"
 
 
 @pytest.mark.parametrize("name", [
-    "someone/django", "django/djangoproject.com", "core", "requests", "sqlfluff/sqlfluff", "marshmallow-code/marshmallow",
-    "pvlib/pvlib-python", "pydicom/pydicom", "pyvista/pyvista", "pylint-dev/astroid", "", "/", "gitlab.com/x/sympy",
+    "someone/core", "django/djangoproject.com", "core", "alibaba/druid", "someone/django-tools", "a/b__c",
+    "sqlfluff/sqlfluff", "marshmallow-code/marshmallow",
+    "pvlib/pvlib-python", "pydicom/pydicom", "pyvista/pyvista", "pylint-dev/astroid", "", "/",
 ])  # fmt: skip
 def test_other_repositories_are_allowed(name):
     assert EVALUATION.change_reason(change(name)) == ""
@@ -46,8 +51,8 @@ def test_numbers_and_renames_are_learnt_from_an_archive():
 
 
 def test_forks_share_a_root_commit():
-    seen = EVALUATION.with_clones([("sympy/sympy", ["r1", "r2"]), ("a/b", ["r3"]), ("flask", ["r4"])])
-    assert seen.change_reason(change("fork/sympy"), ["r0", "r2"]) == "shares root commit r2"
+    seen = EVALUATION.with_clones([("sympy/sympy", ["r1", "r2"]), ("a/b", ["r3"]), ("core", ["r4"])])
+    assert seen.change_reason(change("fork/algebra"), ["r0", "r2"]) == "shares root commit r2"
     assert seen.change_reason(change("fork/b"), ["r3", "r4"]) == ""
     assert seen.change_reason(change("fork/b")) == ""
 
@@ -110,13 +115,38 @@ def test_what_many_rows_say_is_no_copy():
     assert contamination.EvaluationTexts([]).reason(example("anything")) == ""
 
 
-def test_rows_are_read_or_refused_by_line(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() + b"\n\n{}\n"))
-    rows = contamination.read_rows(path)
-    assert next(rows) == ROWS[0]
-    with pytest.raises(ValueError, match="rows.jsonl.gz, line 3 is no evaluation row"):
-        next(rows)
+def test_a_short_fix_is_found_by_its_lines():
+    patch = """--- a/src/m.py
++++ b/src/m.py
+@@ -1,4 +1,5 @@
+ def total(values):
+-    return sum(values)
++    values = values or ()
++    return sum(map(float, values))
+ # end
+--- a/CHANGES.md
++++ b/CHANGES.md
+@@ -1,1 +1,2 @@
++ - The total of nothing is zero
+ # Changes
+"""
+    texts = contamination.EvaluationTexts([{"instance_id": "short", "problem_statement": "", "patch": patch}])
+    before = "import os\nclass Total:\n\tdef total(self, values):\n\t\treturn sum(values)\n"
+    first = before.replace("return sum(values)", "values = values or ()\n\t\treturn sum(values)")
+    both = first.replace("return sum(values)", "return sum(map(float, values))")
+    assert texts.reason(example("other", before, both)) == "change adds all lines of short"
+    assert texts.reason(example("other", before, first)) == texts.reason(example("other", both, before)) == ""
+
+
+def test_rows_are_read_or_refused_by_number(tmp_path):
+    packed = gzip.compress(json.dumps(ROWS[0]).encode() + b"\n\n{}\n")
+    for url in (tmp_path / "rows.jsonl.gz", "memory://rows.jsonl.gz"):
+        with fsspec.open(str(url), "wb") as file:
+            file.write(packed)
+        rows = contamination.read_rows(url)
+        assert next(rows) == ROWS[0]
+        with pytest.raises(ValueError, match="rows.jsonl.gz, row 2 is no evaluation row"):
+            list(rows)
 
 
 def test_real_rows_are_found_and_others_are_not():
@@ -133,6 +163,13 @@ def test_real_rows_are_found_and_others_are_not():
             found[index] = texts.reason(opened[index])
         except shards.MalformedRow:
             continue
+    everything = contamination.EvaluationTexts(rows)
+    copies = [dataclasses.replace(opened[index], issue="Something else altogether") for index in found]
+    copies = [dataclasses.replace(one, oracle={path: text for path, text in one.oracle.items() if paths.role(path) == "source"})
+              for one in copies]
+    missed = [one.id for one in copies if not everything.reason(one)]
+    print(len(copies), missed)
+    assert len(missed) <= 4, "of 214: what adds no line of 14 characters"
     same = [reason for index, reason in found.items() if index % 2 == 0]
     other = [f"{opened[index].id}: {reason}" for index, reason in found.items() if index % 2 and reason]
     print(len(same), sum(map(bool, same)), other)

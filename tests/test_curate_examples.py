@@ -58,14 +58,17 @@ def test_sources_give_tests_images_and_flags():
     made = build(candidate(issues=(), title="It crashes", meta={
         "tests": {"FAIL_TO_PASS": ["a"]}, "image": "img", "flags": ["partial_context"], "message_as_issue": True}))
     assert (made.tests, made.image) == ({"FAIL_TO_PASS": ["a"]}, "img")
-    assert made.flags == ("partial_context", "message_as_issue") and made.issue == "It crashes"
+    assert made.flags == ("partial_context", "message_as_issue", "no_context") and made.issue == "It crashes"
+    made = [build(candidate(meta={"is_opening_seen": seen}, **more), {"b.py": "b = 1\n"})
+            for seen, more in ((True, {}), (False, {}), (False, {"issues": ()}))]
+    assert [one.flags for one in made] == [(), ("opening_unseen",), ("message_as_issue",)]
 
 
 def test_tests_that_are_too_long_or_hold_secrets_stay_out():
     files = (MAIN, FileChange("tests/a.py", "new", None, "1\n" * 50), FileChange("tests/b.py", "new", None, KEY),
              FileChange("tests/c.png", "binary"), FileChange("tests/d.py", "rename", "1", "2\n", old_path="tests/e.py"))
     made = build(candidate(*files), settings=examples.ExampleSettings(max_prompt_tokens=10_000, max_test_chars=50))
-    assert made.tests == {"test_files": {"tests/d.py": "2\n", "tests/e.py": None}} and made.flags == ("tests_left_out",)
+    assert made.tests == {"test_files": {"tests/d.py": "2\n", "tests/e.py": None}} and made.flags == ("tests_left_out", "no_context")
 
 
 def test_all_roles_can_be_the_oracles():

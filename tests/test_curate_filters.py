@@ -33,7 +33,9 @@ def test_a_plain_fix_passes_and_the_table_is_closed():
 
 @pytest.mark.parametrize("fields", [
     {"author": "dependabot[bot]"}, {"author": "renovate-bot"}, {"author": "Renovate Bot"}, {"author": "pyup-bot"},
-    {"author": "github-actions"}, {"meta": {"is_bot": True}, "author": "x"},
+    {"author": "github-actions"}, {"meta": {"is_bot": True}, "author": "x"}, {"meta": {"branch": "o/dependabot/npm/lodash-4"}},
+    {"meta": {"head_ref": "renovate/lodash-4.x"}}, {"meta": {"branch": "o/snyk-fix-0a1b"}},
+    {"meta": {"head_ref": "pyup-update-a-1"}},
     {"title": "Bump lodash from 4.17.20 to 4.17.21"}, {"title": "chore(deps): bump x"}, {"title": "[Security] Bumps y"},
     {"title": "Fix build: bump version to 2"}, {"title": "build(deps-dev): Bump z"}, {"title": "Automerge main"},
     {"body": "Bumps [lodash](x) from 1 to 2."}, {"body": "a\n\nDependabot will resolve any conflicts"},
@@ -45,6 +47,7 @@ def test_programs_are_dropped(fields):
 
 @pytest.mark.parametrize("fields", [
     {"title": "Bump map is upside down: fix"}, {"body": "I bumped into this error"}, {"author": "abbot"}, {"author": "robota"},
+    {"meta": {"branch": "o/fix-dependabot/x", "head_ref": "renovate-config"}}, {"meta": {"head_ref": "imgbot-crash"}},
     {"author": "botond"}, {"title": "Fix crash in dependabots parser"}, {"title": "Fix bumpalo error"},
     {"body": "Fix.\n\nCo-authored-by: pre-commit-ci[bot] <66853113+pre-commit-ci[bot]@users.noreply.github.com>"},
     {"body": "Our dependabot alerts broke, this fixes them"},

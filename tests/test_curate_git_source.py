@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given, strategies
@@ -48,6 +49,28 @@ def test_every_commit_is_a_change_or_has_a_reason(tmp_path):
     assert {made.reason for made in found if isinstance(made, Reject)} <= set(git_source.REASONS)
 
 
+def test_lines_that_are_merged_are_looked_into(tmp_path):
+    history = History().commit("root", {"a": "1"}).commit("d1", {"d": "1"}, message="Fix d1").commit("t", {"t": "1"})
+    history.commit("pull", {"t": "1"}, ["d1", "t"], "Merge pull request #1 from me/master\n\nFix t")
+    history.commit("local", {"l": "1"}, ["d1"], "Fix l")
+    history.commit("pulled", {"t": "1", "l": "1"}, ["local", "pull"], "Merge branch 'develop' of github.com:o/n into develop")
+    history.commit("release", {"d": "1", "t": "1", "l": "1"}, ["root", "pulled"], "Merge branch 'develop'")
+    history.commit("r1", {"r": "1"}, ["release"], "Fix r1").commit("main", {"m": "1"}, ["release"], "Fix m")
+    history.commit("back", {"r": "1"}, ["main", "r1"], "Merge branch 'release/1.2' into main")
+    history.commit("d2", {"d": "2"}, ["pulled"], "Fix d2")
+    history.commit("own", {"d": "2"}, ["back", "d2"], "Merge pull request #2 from o/develop\n\nRelease 2")
+    history.commit("gone", {"g": "1"}, ["own"]).commit("last", {"g": "1"}, ["own", "gone"], "Merge branch 'fix-g'")
+    ids = history.write(tmp_path / "r")
+    git(tmp_path / "r", "config", "remote.origin.url", "https://github.com/o/n")
+    found = {made.id[4:]: getattr(made, "reason", "") for made in found_in(tmp_path / "r")}
+    upstream = "merge_of_upstream"
+    expected = {"root": "root", "d1": "", "pull": "", "local": "", "pulled": upstream, "release": upstream, "r1": "", "main": "",
+                "back": upstream, "d2": "", "own": upstream, "last": ""}
+    assert found == {ids[name]: reason for name, reason in expected.items()}
+    parts = [found_in(tmp_path / "r", first, first + 5) for first in (0, 5, 10)]
+    assert [made.id[4:] for part in parts for made in part] == list(found), "in ranges as at once"
+
+
 def test_what_was_taken_back_is_no_fix(tmp_path):
     history = History().commit("root", {"a": "1"}).commit("bad", {"a": "2"}, message="Bad fix")
     history.commit("undo", {"a": "1"}, message="Back to one\n\nThis reverts commit {bad}.")
@@ -57,6 +80,8 @@ def test_what_was_taken_back_is_no_fix(tmp_path):
     history.commit("bad3", {"a": "4"}, ["undo2", "t"], "Merge pull request #7 from o/x\n\nBad three")
     history.commit("u", {"a": "1"}, message="w2")
     history.commit("undo3", {"a": "1"}, ["bad3", "u"], 'Merge pull request #8 from o/revert-7-x\n\nRevert "Bad three"')
+    history.commit("bad5", {"a": "7"}, message="Bad five (#9)").commit("undo5", {"a": "1"}, message='Revert "Bad five (#9)" (#10)')
+    history.commit("bad6", {"a": "8"}, message="bad: six").commit("undo6", {"a": "1"}, message="revert: bad: six")
     history.commit("bad4", {"a": "5"}, message="Bad four").commit("undo4", {"a": "1"}, message='Revert "Bad four"')
     history.commit("again", {"a": "6"}, message="Bad four").commit("main", {"b": "1"}, message="x")
     history.commit("feature", {"c": "1"}, ["again"])
@@ -64,7 +89,8 @@ def test_what_was_taken_back_is_no_fix(tmp_path):
     ids = history.write(tmp_path / "r")
     reasons = {made.id[2:]: getattr(made, "reason", "") for made in found_in(tmp_path / "r")}
     expected = {"root": "root", "bad": "", "undo": "", "bad2": "reverted", "undo2": "revert", "bad3": "reverted",
-                "undo3": "revert", "bad4": "reverted", "undo4": "revert", "again": "", "feature": "",
+                "undo3": "revert", "bad4": "reverted", "bad5": "reverted", "undo5": "revert", "bad6": "reverted",
+                "undo6": "revert", "undo4": "revert", "again": "", "feature": "",
                 "pull": "merge_of_upstream"}
     assert {name: reasons[ids[name]] for name in expected} == expected  # "{bad}" names no commit
 
@@ -99,6 +125,8 @@ def test_issues_are_linked_as_they_stood_before_the_change(tmp_path):
         {"number": 3, "title": "no issue", "pull_request": {"url": "u"}},
         {"repo": "Else/where", "number": 4, "title": "theirs"},
         {"repo": "", "number": 5, "title": "from the branch", "body": None, "comments": 7},
+        {"repository_url": "https://api.github.com/repos/n/r", "number": 8, "user": {"login": "me"}, "labels": [{"name": "bug"}],
+         "created_at": "2020-09-13T14:00:00+02:00"}, {"number": 9, "created_at": "yesterday"},
         {"number": "6"}, [], {"number": True}, {"number": 7, "title": 7},
     ]
     path = tmp_path / "issues.jsonl.gz"
@@ -106,7 +134,11 @@ def test_issues_are_linked_as_they_stood_before_the_change(tmp_path):
     issues, faults = issue_file.read_issues(path, "r")
     assert sorted(issues) == [("", 1), ("", 2), ("", 5)]
     assert [fault.partition("row ")[2][:20] for fault in faults] == [
-        "6: number is '6'; ne", "7: the row is list; ", "8: number is True; n", "9: title is int 7; n", "11: Expecting proper"]
+        "7: created_at is 'ye", "8: number is '6'; ne", "9: the row is list; ", "10: number is True; ", "11: title is int 7; ",
+        "13: Expecting proper"]
+    named, faults = issue_file.read_issues(path, "N/r", is_only=False)
+    assert named == {("n/r", 8): Issue("N/r", 8, "", "", "me", "2020-09-13T12:00:00Z", ("bug",))}
+    assert "3 rows were left out, for they name no repository" in faults[-1]
     history = History().commit("root", {"a": "1"})
     history.commit("fix", {"a": "2"}, message="Two\n\nFixes #1, closes #2, fixes #3, fixes other/repo#1")
     history.commit("topic", {"a": "3"}, message="Three\n\nResolves #5").commit("review", {"a": "4"}, message="review")
@@ -137,6 +169,26 @@ def test_a_cut_event_is_completed_from_the_clone(tmp_path):
         assert git_source.completed(unknown, repository, merged) == unknown
 
 
+def test_a_number_alone_ties_no_commit_to_a_pull_request(tmp_path):
+    history = History().commit("root", {"a": "1"}).commit("squash", {"a": "2"}, message="Fix a (#4)")
+    history.commit("topic", {"a": "3"}).commit("merge", {"a": "3"}, ["squash", "topic"], "Merge pull request #5 from o/x\n\nFix b")
+    ids = history.write(tmp_path / "r")
+    git(tmp_path, "clone", "-q", "--bare", "--depth=2", f"file://{tmp_path}/r", "s")
+
+    def found(number, head="", base="", created_at="2020-09-13T12:28:40Z", clone="r"):
+        meta = {"number": number, "merged": None, "is_opening_seen": bool(created_at)}
+        change = Change("o/n#4@1", "gharchive", "o/n", base, head, created_at=created_at or "2030-01-01T00:00:00Z", meta=meta)
+        with Repository(tmp_path / clone) as repository:
+            made = git_source.completed(change, repository, git_source.merged_pull_requests(repository))
+            return made.meta["merged"]
+
+    assert found(4, "f" * 40, ids["root"]) and found(5, ids["topic"], ids["squash"]) and found(4, created_at="")
+    assert not found(4, created_at="2020-09-13T12:28:41Z"), "it is older than the pull request"
+    assert not found(5, ids["squash"]), "it merged something else"
+    assert not found(4, base="e" * 40) and not found(5, ids["topic"], "e" * 40), "of another repository"
+    assert found(5, ids["topic"], "e" * 40, clone="s"), "cut off"
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("Fix it\n", Message("Fix it", "")), ("", Message("", "")), ("\n\n a \r\n\r\nb\r\n", Message("a", "b")),
     ("Fix it (#12)", Message("Fix it", "", 12, is_squash=True)),
@@ -156,7 +208,10 @@ def test_a_message_is_taken_apart(text, message):
 
 @pytest.mark.parametrize(("text", "revert"), [
     ("Fix it", None), ("Revert", Revert()), ("Document how to revert\n\nReverts are hard", None),
-    ('Revert "Fix (#1)"\n\nThis reverts commit 0123456789.', Revert(("0123456789",), (), ("Fix (#1)",))),
+    ('Revert "Fix (#1)"\n\nThis reverts commit 0123456789.', Revert(("0123456789",), (1,), ("Fix",))),
+    ('Revert "Fix x (#12)" (#15)', Revert((), (12,), ("Fix x",))), ("Revert: Fix x (#15)", Revert((), (), ("Fix x",))),
+    ('revert(api): "fix: x (#12)" (#15)', Revert((), (12,), ("fix: x",))), ("Revert to the old way", Revert()),
+    ('Revert "Revert "Fix x (#12)" (#15)" (#16)', Revert((), (15,), ('Revert "Fix x (#12)"',))),
     ("Revert \"Fix\" (#9)\n\nReverts o/n#8", Revert((), (8,), ("Fix",))), ("Back out the fix", Revert()),
     ("Merge pull request #3 from o/revert-2-fix\n\nUndo", Revert((), (2,))),
 ])
@@ -167,11 +222,17 @@ def test_a_revert_says_what_it_takes_back(text, revert):
 @pytest.mark.parametrize(("text", "is_upstream"), [
     ("Merge branch 'master' into fix", True), ("Merge branch 'main' of github.com:o/n", True),
     ("Merge remote-tracking branch 'upstream/master'", True), ("Merge branch 'fix' into main", False),
-    ("Merge branch 'fix'", False), ("Merge branch 'develop' into main", False), ("Merge branch 'fix' of url into fix", True),
+    ("Merge branch 'fix'", False), ("Merge branch 'develop' into main", True), ("Merge branch 'hotfix/1.2.1'", False),
+    ("Merge branch 'stable-2.0'", True), ("Merge branch '1.4.x' into 2.0", True), ("Merge branch '1234'", False),
+    ("Merge branch 'release-notes'", False), ("Merge pull request #3 from O/dev", True),
+    ("Merge pull request #3 from me/dev", False),
+    ("Merge pull request #3 from o/fix", False), ("Merge branch 'fix' of url into fix", True),
     ("Merge remote-tracking branch 'origin/main' into topic", True), ("Fix", False),
 ])
 def test_merges_of_the_main_line_are_told_from_merges_into_it(text, is_upstream):
-    assert git_message.brings_in_upstream(text) == is_upstream
+    assert git_message.brings_in_upstream(text, "o") == is_upstream
+    patterns = git_message.upstream_patterns("o")
+    assert not is_upstream or any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 
 def test_what_tools_write_below_a_message_is_no_issue():

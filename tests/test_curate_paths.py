@@ -14,7 +14,7 @@ ROLES = {
         src/main/java/a/Contest.java app/Protest.java CMakeLists.txt Dockerfile Makefile src/docs/generator.py lib/pytest.py
         src/spec/grammar.py packages/a/src/index.tsx include/fmt/core.h src/testing.rs app/models/vendor.rb x/distance.py
         builder/dist/make.py src/İ.py kernels/a.cu web/App.vue history.py license.go src/greatest.c Test.swift/x.swift
-        src/specs.py lib/unlock.js pkg/query_string.go
+        src/specs.py lib/unlock.js pkg/query_string.go src/fixtures.py pkg/changes/log.go Acme.Testing/A.cs src/cassette.py
     """,
     paths.TEST: """
         tests/test_app.py tests/conftest.py conftest.py test_app.py src/app_test.py app/tests.py pkg/http_test.go
@@ -23,10 +23,14 @@ ROLES = {
         src/parser/tests.rs base/logging_unittest.cc src/foo_tests.cpp t/basic.t test/elixir/a_test.exs lib/a_test.dart
         My.Project.Tests/Bar.cs tests/testthat/test-a.R test/runtests.jl spec/foo_spec.lua src/a_SUITE.erl core/FooTests.swift
         tests/data/expected.json testdata/golden.txt e2e/login.cy.ts test/a.bats cypress/a.js tests/Unit/FooTest.php
-        src/androidTest/java/A.kt test/foo.bats
+        src/androidTest/java/A.kt test/foo.bats spec/fixtures/a/b.json spec/fixtures/lib/x.py fixtures/vcr_cassettes/x.yml
+        spec/cassettes/get.yml lib/test-fixtures/a.txt src/testFixtures/java/A.java fixtures/a.rs foo.Test.Unit/A.cs
+        Acme.IntegrationTests/A.cs src/Acme.UnitTests.Core/x.json
     """,
     paths.DOCUMENTATION: """
         README.md README docs/index.rst docs/conf.py CHANGELOG.md CHANGES doc/x.png LICENSE CONTRIBUTING.rst AUTHORS
+        changelog.d/12.fixed CHANGES/1234.bugfix newsfragments/9.misc airflow/newsfragments/9.significant .changes/next/bug.json
+        releasenotes/notes/fix-1a2b.yaml .changeset/brave-cats.md .changes/unreleased/Fixed-1.yaml changelogs/fragments/77-x.yml
         changelog/1234.bugfix.rst website/src/page.js a/b/docs/picture.svg notes.txt
     """,
     paths.DATA: """

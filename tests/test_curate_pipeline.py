@@ -10,7 +10,8 @@ import pytest
 from clones import History, git
 from curated import MIT, Inline, config, contents, make_clone, shards
 
-from swerl_jax.curate import tasks
+from swerl_jax.curate import candidates, tasks
+from swerl_jax.curate.git_process import GitTimeout
 from swerl_jax.data.shards import open_examples
 from swerl_jax.env import prompts, reward
 
@@ -54,7 +55,7 @@ def git_run(tmp_path_factory):
     make_clone(directory / "clones" / "c.git", "o/c", fixes=3, seed=3)
     shutil.rmtree(directory / "clones" / "c.git" / "objects")
     (directory / "clones" / "c.git" / "objects").mkdir()
-    manifest, told = curate(f"git:{directory / 'clones'}", directory / "out", keep_rejects=True)
+    manifest, told = curate(f"git:{directory / 'clones'}", directory / "out", keep_rejects=True, held_out_share=0.4)
     return directory, manifest, told
 
 
@@ -65,6 +66,7 @@ def test_clones_become_shards(git_run):
     train = open_examples(directory / "out" / "train-00000-of-00001.array_record")
     assert {example.repo for example in train} == {"o/a"} and {example.meta["licence"] for example in train} == {"MIT"}
     assert manifest["licences"] == {"MIT": 19} and manifest["languages"] == {"Python": 19}
+    assert manifest["flags"] == {"message_as_issue": 19}
     assert all(len(example.files) > len(example.oracle) == 1 for example in train), "unchanged files are shown too"
     assert manifest["funnel"]["in"] == 2 * 2 + 12 + 7 + 1  # a root and a README of each, the fixes, the corrupt clone
     recall = manifest["recall_from_issue_alone"]
@@ -87,20 +89,60 @@ def test_a_corrupt_clone_and_every_drop_are_told(git_run):
 def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_path):
     directory, _, _ = git_run
     engine = Inline()
-    curate(f"git:{directory / 'clones'}", directory / "out", engine, keep_rejects=True)
+    curate(f"git:{directory / 'clones'}", directory / "out", engine, keep_rejects=True, held_out_share=0.4)
     assert [task.function.__name__ for task in engine.done] == ["look_at"] * 3
     expected = shards(directory / "out")
-    curate(f"git:{directory / 'clones'}", tmp_path / "again", Inline(-1), curate__range_commits=3)
+    curate(f"git:{directory / 'clones'}", tmp_path / "again", Inline(-1), curate__range_commits=3, held_out_share=0.4)
     assert shards(tmp_path / "again") == expected
     (directory / "out" / "train-00000-of-00001.array_record").unlink()
-    curate(f"git:{directory / 'clones'}", directory / "out")
+    curate(f"git:{directory / 'clones'}", directory / "out", held_out_share=0.4)
     assert shards(directory / "out") == expected
+
+
+@pytest.mark.parametrize("error, odd, dropped", [
+    (ValueError("odd"), 1, {"failed": 1}), (GitTimeout("slow"), 4, {"git_timeout": 4}),
+    (GitTimeout("slow"), 5, {"git_timeout": 4, "unreadable_clone": 9}),
+])
+def test_an_odd_change_costs_no_other(tmp_path, monkeypatch, error, odd, dropped):
+    make_clone(tmp_path / "a.git", "o/a", fixes=12, seed=1)
+    seen, read = [], candidates.candidate
+
+    def candidate(repository, change):
+        seen.append(change)
+        if len(seen) <= odd:
+            raise error
+        return read(repository, change)
+
+    monkeypatch.setattr(candidates, "candidate", candidate)
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", keep_rejects=True, curate__range_commits=100)
+    assert_sound(tmp_path / "out", manifest)
+    assert manifest["funnel"]["in"] == 14 and manifest["funnel"]["dropped"]["source"] == {"root": 1, **dropped}
+    told = [row["detail"] for row in rejects(tmp_path / "out") if row["reason"] in ("failed", "git_timeout")]
+    assert len(told) == min(odd, 4) and all(str(error) in detail for detail in told)
+
+
+class Deadly(Inline):
+    """Its worker dies of the second range of commits."""
+
+    def run(self, function, items):
+        for index, fault in super().run(function, items):
+            is_range = "commits" in items[index].out and index == 1
+            if is_range:
+                pathlib.Path(items[index].out + ".json").unlink()
+            yield index, "a worker died" if is_range else fault
+
+
+def test_a_range_that_fails_is_counted_with_all_its_changes(tmp_path):
+    make_clone(tmp_path / "a.git", "o/a", fixes=12, seed=1)
+    manifest, told = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", Deadly(), keep_rejects=True)
+    assert manifest["funnel"]["in"] == 14 and manifest["funnel"]["dropped"]["source"] == {"root": 1, "failed": 5}
+    assert rejects(tmp_path / "out")[-1]["changes"] == 5 and "a worker died" in told
 
 
 def test_other_settings_are_refused(git_run):
     directory, _, _ = git_run
     with pytest.raises(ValueError, match="(?s)made with other settings.*curate.max_files: was 100, is 3"):
-        curate(f"git:{directory / 'clones'}", directory / "out", curate__max_files=3)
+        curate(f"git:{directory / 'clones'}", directory / "out", curate__max_files=3, held_out_share=0.4)
 
 
 def test_one_clone_is_split_by_id_and_copies_are_dropped(tmp_path):
@@ -119,12 +161,23 @@ def test_one_clone_is_split_by_id_and_copies_are_dropped(tmp_path):
     assert manifest["funnel"]["dropped"]["near_duplicates"] == {"same_id": 11}
 
 
+def test_few_repositories_are_split_by_id_where_one_would_be_too_much(tmp_path):
+    for name, fixes in (("a", 12), ("b", 8)):
+        make_clone(tmp_path / "clones" / f"{name}.git", f"o/{name}", fixes=fixes, seed=fixes)
+    for share, split_by, held_out in ((0.1, "id", 2), (0.19, "id", 3), (0.2, "repository", 8), (0.0, "repository", 0)):
+        manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / f"{share}", held_out_share=share)
+        assert (manifest["split_by"], manifest["examples"]["held_out"]) == (split_by, held_out)
+
+
 def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):
     make_clone(tmp_path / "clones" / "django.git", "Django/django", fixes=3, seed=5)
     make_clone(tmp_path / "clones" / "fork.git", "someone/else", fixes=5, seed=5)
     make_clone(tmp_path / "clones" / "other.git", "o/other", fixes=4, seed=6)
     manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
     assert sum(manifest["examples"].values()) == 4 and manifest["funnel"]["dropped"]["contamination"] == {"repository": 5 + 7}
+    kept_out = {note: count for note, count in manifest["funnel"]["notes"].items() if note.startswith("kept out")}
+    assert kept_out.pop("kept out: named Django/django") == 5 and list(kept_out.values()) == [7]
+    assert list(kept_out)[0].startswith("kept out: shares root commit")
     rows = [{"instance_id": "e-1", "problem_statement": example.issue, "patch": ""}
             for example in open_examples(str(tmp_path / "out" / "*.array_record"))]
     (tmp_path / "eval.jsonl").write_text(json.dumps(rows[0]))
@@ -133,12 +186,53 @@ def test_evaluation_repositories_and_their_forks_stay_out(tmp_path):
     assert manifest["funnel"]["dropped"]["contamination"]["content"] == 1
 
 
+def test_data_is_shown_whether_it_changes_or_not(tmp_path):
+    files = {"src/shape.py": BEFORE, "conf/area.yml": "unit: m\n", "conf/colour.yml": "wall: red\n", "conf/logo.png": b"\0\1",
+             "LICENSE": MIT}
+    history = History().commit("root", files)
+    history.commit("one", {"src/shape.py": AFTER, "conf/area.yml": "unit: mm\n"}, message="Fix the area of a wall, which was wrong")
+    history.commit("two", {"src/shape.py": BEFORE}, message="Fix the crash of the shape").write(tmp_path / "a.git")
+    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", held_out_share=0.0)
+    shown = {len(example.oracle): sorted(example.files) for example in open_examples(str(tmp_path / "out" / "train-*"))}
+    everything = ["conf/area.yml", "conf/colour.yml", "src/shape.py"]
+    assert shown == {1: everything, 2: everything}
+    recall = manifest["recall_from_issue_alone"]
+    assert (recall["of"], recall["at_1"], recall["at_5"]) == (2, 0.75, 1.0), "the file of data counts too"
+
+
+@pytest.mark.parametrize("address", ["https://github.com/django/django", "/srv/mirrors/django.git", "file:///srv/sympy"])
+def test_a_mirror_is_known_by_any_of_its_remotes(tmp_path, address):
+    make_clone(tmp_path / "clones" / "a.git", "someone/web", fixes=2, seed=5)
+    git(tmp_path / "clones" / "a.git", "config", "remote.upstream.url", address)
+    manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / "out")
+    assert sum(manifest["examples"].values()) == 0 and manifest["funnel"]["dropped"] == {"contamination": {"repository": 4}}
+
+
 def test_issues_from_a_file_are_linked(tmp_path):
-    make_clone(tmp_path / "a.git", "o/a", fixes=2, seed=7)
-    (tmp_path / "issues.jsonl").write_text(json.dumps({"number": 1, "title": "It breaks badly", "body": "always, with an error"})
-                                           + "\nnot JSON\n")
-    manifest, _ = curate(f"git:{tmp_path / 'a.git'}", tmp_path / "out", curate__issues=str(tmp_path / "issues.jsonl"))
-    assert len(manifest["faults"]) == 1 and "row 2" in manifest["faults"][0]
+    def clone(name):
+        path = tmp_path / "clones" / f"{name}.git"
+        history = History().commit("root", {"src/shape.py": BEFORE, "LICENSE": MIT + name})
+        history.commit("fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #1").write(path)
+        git(path, "config", "remote.origin.url", f"https://github.com/o/{name}")
+
+    def issues(out):
+        manifest, _ = curate(f"git:{tmp_path / 'clones'}", tmp_path / out, curate__issues=str(tmp_path / "issues.jsonl"),
+                             held_out_share=0.0, curate__similarity=1.0)
+        read = open_examples(str(tmp_path / out / "train-*"))
+        return manifest["faults"], {one.repo: (one.issue.split("\n")[0], one.meta["issues"]) for one in read}
+
+    said = {"number": 1, "title": "It breaks badly", "body": "always, with an error", "created_at": "2020-09-13T14:26:00+02:00"}
+    (tmp_path / "issues.jsonl").write_text(json.dumps(said) + "\nnot JSON\n")
+    clone("a")
+    linked = [{"repo": "o/a", "number": 1, "created_at": "2020-09-13T12:26:00Z"}]
+    faults, found = issues("one")
+    assert found == {"o/a": ("It breaks badly", linked)} and len(faults) == 1 and "row 2" in faults[0]
+    clone("b")
+    with (tmp_path / "issues.jsonl").open("a") as file:
+        file.write(json.dumps(said | {"repository_url": "https://api.github.com/repos/o/a", "title": "Of a"}))
+    faults, found = issues("two")
+    assert found["o/a"] == ("Of a", linked) and found["o/b"][0] == "Use the height"
+    assert "1 rows were left out, for they name no repository and there is more than one clone" in faults[1]
 
 
 @pytest.mark.parametrize("source, message", [
@@ -161,7 +255,8 @@ def test_rows_without_clones_are_shown_in_part(tmp_path):
     assert manifest["funnel"]["in"] == 216 and dropped["filters"]["kind_rename"] == 2 and "contamination" not in dropped
     assert sum(manifest["examples"].values()) > 150 and manifest["split_by"] == "repository"
     example = open_examples(str(tmp_path / "out" / "train-*"))[0]
-    assert example.flags == ("partial_context",) and {"FAIL_TO_PASS", "PASS_TO_PASS", "test_patch"} <= set(example.tests)
+    assert example.flags == ("partial_context", "no_context")
+    assert {"FAIL_TO_PASS", "PASS_TO_PASS", "test_patch"} <= set(example.tests)
 
 
 def test_rows_with_a_clone_show_whole_files(tmp_path):
@@ -206,7 +301,8 @@ def make_archive(directory, schema):
     ids = History().commit("root", {"src/shape.py": BEFORE, "src/other.py": "import shape\n", "LICENSE": MIT}).commit(
         "fix", {"src/shape.py": AFTER}, message="Use the height\n\nFixes #6").commit(
         "merge", {"src/shape.py": AFTER}, parents=["root", "fix"],
-        message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(directory / "clones" / "test-events.git")
+        time_s=1_611_223_950, message="Merge pull request #8 from wayofthepie/test\n\nFix area").write(
+        directory / "clones" / "test-events.git")
     commits = {"pull_request__base__sha": ids["root"], "pull_request__head__sha": ids["fix"]}
     later = {"id": "14881217700", "created_at": "2021-01-21T10:12:34Z", "action": "closed"}
     told = {"pull_request__body": "Fixes #6", "pull_request__title": "Fix area"} if schema == "pre2025" else {}
@@ -244,6 +340,17 @@ def test_events_are_joined_to_clones(tmp_path, schema):
     found = {(row["id"], row["reason"]) for row in rejects(tmp_path / "out")}
     assert ("no/clone#8@5", "no_clone") in found
     assert len(manifest["faults"]) == 1 and "2021-01-21-10.json.gz: torn" in manifest["faults"][0] and "torn" in told
+
+
+def test_a_clone_of_an_archive_is_known_by_any_of_its_remotes(tmp_path):
+    if not EVENTS.exists():
+        pytest.skip(f"{EVENTS} is absent")
+    make_archive(tmp_path, "pre2025")
+    path = tmp_path / "clones" / "test-events.git"
+    git(path, "config", "remote.origin.url", "https://github.com/wayofthepie/test-events")
+    git(path, "config", "remote.upstream.url", "https://github.com/django/django")
+    manifest, _ = curate(f"gharchive:{tmp_path}", tmp_path / "out")
+    assert manifest["funnel"]["notes"]["kept out: named django/django"] == 1 and not sum(manifest["examples"].values())
 
 
 def test_an_archive_tells_the_numbers_of_evaluation_repositories(tmp_path):

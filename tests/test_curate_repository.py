@@ -122,6 +122,16 @@ def test_what_was_squashed_or_rebased_is_found_by_its_merge_commit(tmp_path):
             assert found.commit == ids[base]
 
 
+def test_a_squashed_change_without_a_number_is_known_by_its_files(tmp_path):
+    history = History().commit("root", {"a.py": "0\n"}).commit("other", {"b.py": "1\n"}).commit("another", {"c.py": "1\n"})
+    ids = history.commit("squash", {"a.py": "1\n", "d.py": "1\n"}, message="All of it").write(tmp_path / "r")
+    for commits, files, base in ((3, 2, "another"), (3, 4, "root"), (2, 3, "other"), (3, None, "root"), (9, 2, "another")):
+        meta = {"commits": commits, "files": files}
+        assert read(tmp_path / "r", between("", "e" * 40, merge_commit=ids["squash"], meta=meta)).commit == ids[base]
+    found = read(tmp_path / "r", between("", "", merge_commit=ids["squash"], meta={"commits": 3, "files": 7}))
+    assert (found.reason, found.detail) == ("unknown_extent", f"7 files in 3 commits up to {ids['squash']}")
+
+
 def test_lines_of_history_that_cannot_be_compared_are_named(tmp_path):
     history = History().commit("root", {"a": "1"}).commit("left", {"l": "1"}, ["root"]).commit("right", {"r": "1"}, ["root"])
     history.commit("x", {"r": "1"}, ["left", "right"]).commit("y", {"l": "1"}, ["right", "left"])

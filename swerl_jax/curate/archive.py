@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from swerl_jax.curate import events, pull_requests, runs
+from swerl_jax.curate import attempts, events, pull_requests, runs
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.facts import Fact, NameSeen, fact_from_row
 from swerl_jax.curate.pull_requests import Answer, Ask, Thread
@@ -104,7 +104,8 @@ def changes(facts: Sequence[str], answers: Sequence[str], bucket: int) -> Iterat
     answered = _grouped((Answer(*row) for row in _rows(answers, bucket)), lambda row: (row.asker_id, row.asker_number))
     for thread, rows in _joined(_keyed_threads(facts, bucket), answered):
         if thread and thread.pulls:
-            yield pull_requests.change(thread, rows or ())
+            id_ = f"{thread.pulls[-1].repo}#{thread.number}@{thread.repo_id}"
+            yield attempts.attempt(id_, None, pull_requests.change, thread, rows or ())
 
 
 def compact(urls: Sequence[str], directory: str) -> list[str]:

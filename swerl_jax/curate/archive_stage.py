@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from swerl_jax.curate import archive, git_source, judge, outcomes, pull_requests, runs
+from swerl_jax.curate import archive, attempts, git_source, judge, outcomes, pull_requests, runs
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.clones import Clone, Clones
 from swerl_jax.curate.contamination import normal_name
@@ -20,6 +20,7 @@ from swerl_jax.curate.judge import JudgeSettings, Tally
 from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.pull_requests import Thread
 from swerl_jax.curate.repository import Repository, RepositoryError
+from swerl_jax.data.records import Example
 
 REASONS = {
     "no_clone": "there is no clone of its repository",
@@ -96,7 +97,7 @@ def _verdicts(found: Iterable[Change | Reject], clones: Clones, judging: judge.J
             yield Verdict(one)
             continue
         clone = clones.find(_names(one))
-        if rejected := judging.contaminated(one, clone.roots if clone else ()):
+        if rejected := judging.contaminated(one, *((clone.roots, clone.all_names) if clone else ())):
             yield Verdict(rejected)
         elif not clone:
             yield Verdict(Reject(one.id, git_source.STAGE, "no_clone", ", ".join(_names(one))))
@@ -108,13 +109,19 @@ def _verdict(change: Change, clone: Clone, clones: Clones, judging: judge.Judge,
              merged: _Merged) -> Verdict:
     try:
         repository = clones.repository(clone)
-        change = git_source.completed(change, repository, merged(repository))
-        if change.meta["merged"] is None:
-            return Verdict(Reject(change.id, pull_requests.STAGE, "merge_unknown", clone.path))
-        return Verdict(judging.change(change, repository, clone.roots, tally), clone.family)
+        made = attempts.attempt(change.id, repository, _judged, change, repository, clone, judging, tally, merged)
+        return Verdict(made, clone.family)
     except RepositoryError as error:
         clones.give_up(clone, str(error))
         return Verdict(Reject(change.id, git_source.STAGE, "unreadable_clone", str(error)))
+
+
+def _judged(change: Change, repository: Repository, clone: Clone, judging: judge.Judge, tally: Tally, merged: _Merged,
+            ) -> Example | Reject:
+    change = git_source.completed(change, repository, merged(repository))
+    if change.meta["merged"] is None:
+        return Reject(change.id, pull_requests.STAGE, "merge_unknown", clone.path)
+    return judging.change(change, repository, clone.roots, tally)
 
 
 def _names(change: Change) -> list[str]:
@@ -129,22 +136,25 @@ def _remembered(merged: _Merged) -> _Merged:
 
 def _messages(clones: Clones, merged: _Merged, thread: Thread) -> str:
     """The messages of a pull request's commits and of its merge, "" where no clone has them."""
-    if not thread.pulls:
-        return ""
-    pull = pull_requests.folded(thread)
-    clone = clones.find([pull.repo, *reversed(thread.names)])
+    pull = attempts.attempt("", None, pull_requests.change, thread, ()) if thread.pulls else None
+    clone = clones.find(_names(pull)) if isinstance(pull, Change) else None
     if not clone:
         return ""
     try:
         repository = clones.repository(clone)
-        head = repository.commit(pull.head)
-        merge = repository.commit(pull.merge_commit or merged(repository).get(thread.number, ""))
-        base = repository.commit(merge.parents[0] if merge and merge.parents else pull.base)
-        found = _branch(repository, base, head) if base and head else []
-        return "\n\n".join(one.message for one in (*found, *([merge] if merge else [])))
+        found = attempts.attempt(pull.id, repository, _messages_in, repository, pull, merged)
     except RepositoryError as error:
         clones.give_up(clone, str(error))
         return ""
+    return "" if isinstance(found, Reject) else found
+
+
+def _messages_in(repository: Repository, pull: Change, merged: _Merged) -> str:
+    head = repository.commit(pull.head)
+    merge = git_source.merge_of(pull, repository, {} if pull.merge_commit else merged(repository))
+    base = repository.commit(merge.parents[0] if merge and merge.parents else pull.base)
+    found = _branch(repository, base, head) if base and head else []
+    return "\n\n".join(one.message for one in (*found, *([merge] if merge else [])))
 
 
 def _branch(repository: Repository, base: Commit, head: Commit) -> list[Commit]:

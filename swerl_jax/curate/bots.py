@@ -18,6 +18,10 @@ _AUTHOR = re.compile(
     r"\[bot\]|(?:\A|[-_\s])bot(?:\Z|[-_\s\d])|dependabot|renovate|automerge|greenkeeper|(?:\A|-)bump|github[- ]actions|"
     r"pre-commit-ci|mergify|imgbot|scala-steward|codecov|allcontributors|weblate|transifex|\Apyup|snyk|crowdin"
 )
+_BRANCH = re.compile(  # behind the owner of a fork, where one is named
+    r"(?:[^/]+/)?(?:(?:dependabot|renovate|greenkeeper|depfu|whitesource-remediate|all-contributors|crowdin|weblate)/|snyk-(?:fix|"
+    r"upgrade)-|pyup-(?:update|scheduled|initial)|(?:pre-commit-ci-update-config|imgbot)\Z)"
+)
 _TITLE = re.compile(r"\[bot\]|\bdependabot\b|\brenovate(?:bot)?\b|\bauto-?merged?\b|\bgreenkeeper\b")
 _BUMP = r"bump(?:s|ed|ing)?\b"
 _BUMP_BEGINS = re.compile(  # "chore(deps): bump", "[Security] Bump"; not "Bump map is upside down"
@@ -39,6 +43,9 @@ def signed(candidate: Candidate) -> str:
     change = candidate.change
     if change.meta.get("is_bot") or _AUTHOR.search(change.author.lower()):
         return f"by {change.author}"
+    for branch in (change.meta.get("branch", ""), change.meta.get("head_ref", "")):
+        if _BRANCH.match(branch.lower()):
+            return f"from the branch {branch}"
     title = change.title.lower()[:_MAX_TITLE_CHARS]
     if found := _TITLE.search(title) or _BUMP_BEGINS.match(title) or _BUMP_VERSION.search(title):
         return f"its title says {found[0].strip()!r}"

@@ -17,6 +17,7 @@ from swerl_jax.curate.repository import Repository
 STAGE = "repository"
 REASONS = {
     "missing_commit": "the clone lacks the commits on both sides of the change",
+    "unknown_extent": "neither its last commit nor as many as it had change as many files as it did",
     "shallow": "the clone's history is cut off before the two sides meet",
     "no_merge_base": "the two sides share no history",
     "several_merge_bases": "the two sides were merged crosswise: no one tree is the one before the change",
@@ -88,11 +89,23 @@ def _ends(repository: Repository, change: Change) -> tuple[Commit, Commit]:
 def _before_rebased(repository: Repository, change: Change, merge: Commit) -> str:
     """Returns the commit below those that `merge`, the last of a pull request's, brought in without a merge.
 
-    Squashed, there is one, and GitHub puts the number behind its title. Rebased, there are as many as there were.
+    Squashed, there is one, and GitHub mostly puts the number behind its title. Rebased, there are as many as there were. Where
+    the title does not tell, the number of files does, if it is known.
     """
     is_squashed = _SQUASHED.search(merge.message.partition("\n")[0])
-    count = 1 if is_squashed else change.meta.get("commits") or 1
-    below: Commit | None = merge
+    count, files = 1 if is_squashed else change.meta.get("commits") or 1, change.meta.get("files")
+    if count == 1 or files is None:
+        return _below(repository, merge, count)
+    for below in (_below(repository, merge, count), merge.parents[0]):
+        before = repository.commit(below)
+        if before and len(repository.differences(before, merge) or ()) == files:
+            return below
+    raise _Dropped("unknown_extent", f"{files} files in {count} commits up to {merge.id}")
+
+
+def _below(repository: Repository, last: Commit, count: int) -> str:
+    """Returns the commit below so many of a line, "" where they are not there or not all of one parent."""
+    below: Commit | None = last
     for _ in range(count - 1):
         below = repository.commit(below.parents[0]) if below and len(below.parents) == 1 else None
     return below.parents[0] if below and below.parents else ""

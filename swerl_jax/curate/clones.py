@@ -30,6 +30,7 @@ class Clone:
       head: the last of them.
       state: identifies what the clone holds.
       fault: why it cannot be read, else "".
+      remotes: what all its remotes are called.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Clone:
     head: str = ""
     state: str = ""
     fault: str = ""
+    remotes: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -47,10 +49,15 @@ class Clone:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that the clone may be known by: its name, and what its place on disk says."""
+        """What the clone is found by: its name, and what its place on disk says."""
         path = pathlib.Path(os.path.abspath(self.path))
         path = path.parent if path.name == ".git" else path
         return tuple(dict.fromkeys((self.name, f"{path.parent.name}/{path.name.removesuffix('.git')}")))
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """All that the clone may be known by: a fork names here what it was made from."""
+        return tuple(dict.fromkeys((*self.names, *self.remotes)))
 
 
 def look_at(shared: None, path: str, out: str) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def look_at(shared: None, path: str, out: str) -> dict[str, Any]:
     try:
         with Repository(path) as repository:
             clone = Clone(path, repository.name(), tuple(repository.root_commits()), repository.count(), repository.head(),
-                          _state(path, repository.head()))
+                          _state(path, repository.head()), remotes=tuple(repository.remote_names()))
     except RepositoryError as error:
         clone = Clone(path, git_names.name_from_path(path), fault=str(error))
     return dataclasses.asdict(clone)
@@ -67,7 +74,7 @@ def look_at(shared: None, path: str, out: str) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Clone:
     """Reads what `look_at` returned."""
-    return Clone(**{**value, "roots": tuple(value["roots"])})
+    return Clone(**{**value, "roots": tuple(value["roots"]), "remotes": tuple(value["remotes"])})
 
 
 class Clones:

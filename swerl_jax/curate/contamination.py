@@ -1,8 +1,9 @@
 """What is evaluated on is not trained on: changes of evaluation repositories, of their forks, and of copies of their code.
 
-A repository belongs to an evaluation if it has, or ever had, such a name; if its number is one that such a name was seen
-with; or if it shares a root commit with a clone of such a name, as forks do. A change is also dropped if an issue that it
-fixes was reported in such a repository. Copies without history are left to the comparison of contents.
+A repository belongs to an evaluation if it has, or ever had, such a name, or only the part behind the owner where that is an
+uncommon word, as forks and mirrors do; if its number is one that such a name was seen with; or if it shares a root commit with
+a clone of such a name. A change is also dropped if an issue that it fixes was reported in such a repository. Copies without
+history are left to the comparison of contents.
 
 SWE-bench's *dev* split is no evaluation: its repositories are in none of the splits listed.
 """
@@ -10,18 +11,18 @@ SWE-bench's *dev* split is no evaluation: its repositories are in none of the sp
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from swerl_jax.curate import paths, swebench_source
 from swerl_jax.curate.change import Change
-from swerl_jax.curate.shingles import example_change, shingles, visible_text
+from swerl_jax.curate.shingles import changed_lines, shingles, visible_text
 from swerl_jax.data.records import Example
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -29,12 +30,15 @@ REPOSITORIES_PATH = _HERE / "evaluation_repositories.json"
 ALIASES_PATH = _HERE / "evaluation_aliases.json"
 
 RUN_WORDS = 10
+_NEEDED = ("instance_id", "problem_statement", "patch")
 OVERLAP = 0.5  # share of the runs of the smaller of two texts from which one holds the other
 _MIN_RUNS = 5  # fewer common runs are chance: 14 words in a row
+_MIN_LINE_CHARS = 14  # white space aside; shorter lines are everywhere
+_PATCHED_FILE = re.compile(r"^--- (?:a/)?([^\t\n]*).*\n\+\+\+ (?:b/)?([^\t\n]*).*\n(?=@@ )", re.MULTILINE)
 _MAX_ROWS_OF_A_RUN = 3  # a run of words in more rows is a template's, a licence's, a warning's
-# Directories of clones without a remote are often called by the project alone; these words say nothing.
+# Forks, mirrors and directories are called by the project alone; these words say nothing.
 _COMMON_NAMES = frozenset(
-    "babel bat carbon core druid faker flask fmt framework hugo json next prism redis requests teleport vuls".split()
+    "bat carbon core druid faker fmt format framework hugo json next prism teleport vuls webclient xray".split()
 )
 
 
@@ -46,11 +50,14 @@ class Evaluation:
       names: "owner/name", as `normal_name` writes it.
       ids: GitHub's numbers.
       roots: full ids of root commits.
+      alone: what their forks, mirrors and directories may be called, whatever stands before the last slash; only of names
+        that were given, for any word can be the name that an archive tells.
     """
 
     names: frozenset[str]
     ids: frozenset[int] = frozenset()
     roots: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
 
     def with_seen(self, pairs: Iterable[tuple[str, int]]) -> Evaluation:
         """Adds what (name, id) pairs of an archive tell: ids seen with a known name, and all names of such ids."""
@@ -86,9 +93,14 @@ class Evaluation:
         shared = sorted(self.roots.intersection(roots))
         return f"shares root commit {shared[0]}" if shared else ""
 
-    def change_reason(self, change: Change, roots: Iterable[str] = ()) -> str:
-        """Why a change belongs to an evaluation, "" if it does not; "names" and "issue_repo_ids" of its meta count."""
-        names = [change.repo, *map(str, change.meta.get("names", ()))]
+    def change_reason(self, change: Change, roots: Iterable[str] = (), names: Iterable[str] = ()) -> str:
+        """Why a change belongs to an evaluation, "" if it does not; "names" and "issue_repo_ids" of its meta count.
+
+        Args:
+          change: what was found.
+          roots, names: of its clone, as in `repository_reason`.
+        """
+        names = [change.repo, *map(str, change.meta.get("names", ())), *names]
         if reason := self.repository_reason(names, change.repo_id, roots):
             return reason
         reported = sorted({issue.repo for issue in change.issues if self._is_named(issue.repo)})
@@ -97,9 +109,7 @@ class Evaluation:
 
     def _is_named(self, name: str) -> bool:
         normal = normal_name(name)
-        if normal in self.names:
-            return True
-        return "/" not in normal and normal in _directory_names(self.names)
+        return normal in self.names or normal.rpartition("/")[2] in self.alone
 
 
 def load(paths: Iterable[str | os.PathLike[str]] = (REPOSITORIES_PATH, ALIASES_PATH)) -> Evaluation:
@@ -118,18 +128,18 @@ def load(paths: Iterable[str | os.PathLike[str]] = (REPOSITORIES_PATH, ALIASES_P
             raise ValueError(f"{path} has no evaluation repositories; needed are \"splits\" of lists of \"owner/name\"")
         names |= found
         ids |= set(value.get("ids", {}).values())
-    return Evaluation(frozenset(names), frozenset(ids))
+    return Evaluation(frozenset(names), frozenset(ids), alone=_names_alone(names))
 
 
 def normal_name(name: str) -> str:
     """"owner/name" in lower case of a name or an address; a directory's name in lower case."""
     name = name.strip().lower().rstrip("/").removesuffix(".git")
     name = re.sub(r"\A(?:[a-z+]{1,16}://)?(?:[^\s/@]{1,128}@)?(?:www\.)?github\.com[/:]", "", name)
-    return re.sub(r"\A([^/\s]{1,100}?)__([^/\s]{1,100})\Z", r"\1/\2", name)  # how SWE-bench's directories are called
+    mirror = re.fullmatch(r"(?:[^/\s]{1,100}/)?([^/\s]{1,100}?)__([^/\s]{1,100}?)(?:\.[0-9a-f]{6,40})?", name)
+    return f"{mirror[1]}/{mirror[2]}" if mirror else name  # how SWE-bench's directories and SWE-smith's mirrors are called
 
 
-def _directory_names(names: frozenset[str]) -> frozenset[str]:
-    """What a directory of a clone of one of these may be called, where no remote says its name."""
+def _names_alone(names: Iterable[str]) -> frozenset[str]:
     owner_and_name = [name.split("/") for name in names]
     joined = {f"{owner}{sign}{name}" for owner, name in owner_and_name for sign in "-_."}
     return frozenset(joined | ({name for _, name in owner_and_name} - _COMMON_NAMES))
@@ -138,18 +148,23 @@ def _directory_names(names: frozenset[str]) -> frozenset[str]:
 class EvaluationTexts:
     """The issues and fixes of evaluation rows, to find their copies elsewhere.
 
-    Compared are runs of ten words of the issue, and of the changed lines. Two texts overlap by the share of common runs in
-    the smaller of the two sets, so that a fix hidden in a large change is found as well as an excerpt of one.
+    Compared are runs of ten words of the issue, and of each file's changed lines, removed before added. Two texts overlap by
+    the share of common runs in the smaller of the two sets, so that a fix hidden in a large change is found as well as an
+    excerpt of one. A fix too short for that is found where all lines of code that it adds are added.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]):
         """Reads rows in SWE-bench's format; needed are `instance_id`, `problem_statement` and `patch`."""
         self._ids: list[str] = []
+        self._short: dict[str, list[tuple[int, frozenset[str]]]] = {}  # the longest added line → rows with all of theirs
         issues, changes = [], []
-        for row in rows:
+        for number, row in enumerate(rows):
             self._ids.append(str(row["instance_id"]))
             issues.append(shingles(visible_text(row["problem_statement"]), RUN_WORDS))
-            changes.append(shingles(_patch_text(row["patch"]), RUN_WORDS))
+            changed = _changed_in(row["patch"])
+            changes.append(_runs(changed))
+            if len(changes[-1]) < _MIN_RUNS and (added := _added_lines(changed)):
+                self._short.setdefault(max(added, key=lambda line: (len(line), line)), []).append((number, added))
         self._issues, self._changes = _Index(issues), _Index(changes)
 
     def __len__(self) -> int:
@@ -157,13 +172,17 @@ class EvaluationTexts:
 
     def reason(self, example: Example) -> str:
         """Which row an example's issue or change repeats, "" for none."""
-        for what, index, text in (
-            ("issue", self._issues, visible_text(example.issue)), ("change", self._changes, example_change(example)),
-        ):
-            row, share = index.nearest(shingles(text, RUN_WORDS))
+        if not self._ids:
+            return ""
+        changed = {path: changed_lines(example.files.get(path, ""), after) for path, after in example.oracle.items()}
+        issue = shingles(visible_text(example.issue), RUN_WORDS)
+        for what, index, runs in (("issue", self._issues, issue), ("change", self._changes, _runs(changed))):
+            row, share = index.nearest(runs)
             if share >= OVERLAP:
                 return f"{what} shares {share:.0%} with {self._ids[row]}"
-        return ""
+        added = _added_lines(changed)
+        rows = [row for line in added & self._short.keys() for row, lines in self._short[line] if lines <= added]
+        return f"change adds all lines of {self._ids[min(rows)]}" if rows else ""
 
 
 class _Index:
@@ -191,29 +210,37 @@ class _Index:
         return row, float(shares[row])
 
 
-def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of an evaluation file, JSON lines, perhaps compressed (.gz).
+def read_rows(url: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of an evaluation file, as of `swebench_source.read_rows`.
 
     Raises:
-      ValueError: naming the file and line that is no row in SWE-bench's format.
+      ValueError: it cannot be read, or naming the row that is none in SWE-bench's format.
     """
-    path = os.fspath(path)
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if all(isinstance(row[key], str) for key in ("instance_id", "problem_statement", "patch")):
-                    yield row
-                    continue
-            except (KeyError, TypeError, ValueError):
-                pass
-            raise ValueError(f"{path}, line {number} is no evaluation row; needed is an object with the texts instance_id, "
-                             "problem_statement and patch")
+    url = os.fspath(url)
+    for number, row in enumerate(swebench_source.read_rows(url), start=1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in _NEEDED):
+            raise ValueError(f"{url}, row {number} is no evaluation row; needed is an object with the texts {', '.join(_NEEDED)}")
+        yield row
 
 
-def _patch_text(patch: str) -> str:
-    """The changed lines of a unified diff, without their signs."""
-    return "\n".join(line[1:] for line in patch.split("\n") if line[:1] in ("+", "-") and line[:4] not in ("+++ ", "--- "))
+def _changed_in(patch: str) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Path → the lines that a unified diff removes and adds there, as `changed_lines` tells them of whole files."""
+    _, *parts = _PATCHED_FILE.split(patch)
+    found = {}
+    for old, new, hunks in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        lines = hunks.split("\n")
+        removed, added = (tuple(line[1:] for line in lines if line[:1] == sign) for sign in "-+")
+        found[old if new == "/dev/null" else new] = changed_lines("\n".join(removed), "\n".join(added))
+    return found
+
+
+def _runs(changed: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> np.ndarray:
+    """The runs of words of every file by itself, so that they do not depend on which files are left out."""
+    runs = [shingles("\n".join((*removed, *added)), RUN_WORDS) for removed, added in changed.values()]
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]))
+
+
+def _added_lines(changed: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> frozenset[str]:
+    """Added lines of code that are long enough to tell something, without white space."""
+    lines = ("".join(line.split()) for path, (_, added) in changed.items() if paths.language(path) for line in added)
+    return frozenset(line for line in lines if len(line) >= _MIN_LINE_CHARS)

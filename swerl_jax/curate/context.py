@@ -39,7 +39,7 @@ def snapshot(repository: Repository, commit: str, is_shown: Callable[[str], bool
     Args:
       repository: where they are read from, when they are.
       commit: before the change.
-      is_shown: whether a path may be, e.g. `paths.is_source`.
+      is_shown: whether a path may be; all that a change may edit, or what is shown tells what changes.
     """
     tree = repository.tree(commit)
     if tree is None:

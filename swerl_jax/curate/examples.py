@@ -35,6 +35,8 @@ REASONS = {
 THOUGHT = "The fix."
 MESSAGE_AS_ISSUE = "message_as_issue"
 TESTS_LEFT_OUT = "tests_left_out"
+OPENING_UNSEEN = "opening_unseen"  # so the issues may read as they did only after the pull request was opened
+NO_CONTEXT = "no_context"  # every file shown is one to be edited
 _ANSWER_THAT_IS_RIGHT = 1.0
 
 
@@ -113,6 +115,8 @@ def build(
     if not fault:
         example, tokens = _with_context(example, _unchanged(candidate, context), settings.max_prompt_tokens, counter)
         example.meta["prompt_tokens"] = tokens
+        if example.files.keys() <= example.oracle.keys():
+            example = dataclasses.replace(example, flags=(*example.flags, NO_CONTEXT))
         if tokens > settings.max_prompt_tokens:
             fault = "prompt_tokens", f"{tokens} tokens in {len(example.files)} files"
         elif not example.files:
@@ -156,6 +160,7 @@ def _without_context(candidate: Candidate, settings: ExampleSettings) -> Example
     flags = [*map(str, change.meta.get("flags", ()))]
     flags += [MESSAGE_AS_ISSUE] if change.meta.get(MESSAGE_AS_ISSUE) or not change.issues else []
     flags += [] if is_whole else [TESTS_LEFT_OUT]
+    flags += [OPENING_UNSEEN] if change.issues and not change.meta.get("is_opening_seen", True) else []
     return Example(
         id=change.id,
         repo=change.repo,

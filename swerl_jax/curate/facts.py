@@ -168,7 +168,7 @@ class _Event:
         repo = _object(event.get("repo"))
         self.repo_id = _number(repo.get("id")) or 0
         self.repo = _text(repo.get("name"))
-        self.at = _time(event.get("created_at"))
+        self.at = utc(event.get("created_at"))
         self.payload = _object(event.get("payload"))
         self.action = _text(self.payload.get("action"))
         name = str(event.get("id"))
@@ -181,6 +181,24 @@ class _Event:
         if not number or number < 0:
             raise Incomplete
         return self.repo_id, number, max(self.at, at), self.event, kind, self.repo
+
+
+def utc(value: Any) -> str:
+    """Returns ISO 8601 in UTC to the second, "" for what is no time."""
+    if not isinstance(value, str):
+        return ""
+    if _SECONDS.fullmatch(value):
+        return value
+    try:
+        time = datetime.datetime.fromisoformat(value.replace(" UTC", "Z"))
+    except ValueError:
+        return ""
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=datetime.UTC)
+    try:
+        return time.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except OverflowError:
+        return ""
 
 
 def _from_issue(event: _Event) -> Iterator[Fact]:
@@ -232,20 +250,20 @@ WANTED: Mapping[str, Callable[[_Event], Iterator[Fact]]] = {
 
 
 def _issue(event: _Event, issue: Mapping[str, Any]) -> IssueSeen:
-    key = event.key(issue.get("number"), _time(issue.get("updated_at")), "issue")
-    return IssueSeen(*key, *_author(issue), _time(issue.get("created_at")), *_words(issue))
+    key = event.key(issue.get("number"), utc(issue.get("updated_at")), "issue")
+    return IssueSeen(*key, *_author(issue), utc(issue.get("created_at")), *_words(issue))
 
 
 def _pull_request(event: _Event, told: Mapping[str, Any], number: Any, action: str) -> PullRequestSeen:
     base, head = _object(told.get("base")), _object(told.get("head"))
     repo = _object(base.get("repo"))
     merged = told.get("merged")
-    merged_at = _time(told.get("merged_at"))
+    merged_at = utc(told.get("merged_at"))
     if not isinstance(merged, bool):
         merged = True if merged_at or action == "merged" else None
     licence = _text(_object(repo.get("license")).get("spdx_id"))
     return PullRequestSeen(
-        *event.key(number, _time(told.get("updated_at")), "pull_request"), *_author(told), _time(told.get("created_at")),
+        *event.key(number, utc(told.get("updated_at")), "pull_request"), *_author(told), utc(told.get("created_at")),
         *_words(told), action, merged, merged_at, _text(told.get("merge_commit_sha")) if merged else "",
         _text(base.get("ref")), _text(base.get("sha")), _text(head.get("ref")), _text(head.get("sha")),
         _text(repo.get("language")), "" if licence == "NOASSERTION" else licence,
@@ -257,9 +275,9 @@ def _pull_request(event: _Event, told: Mapping[str, Any], number: Any, action: s
 
 def _remark(event: _Event, number: Any, remark: Mapping[str, Any], where: str) -> Iterator[Remark]:
     body = _text(remark.get("body"))
-    key = event.key(number, _time(remark.get("updated_at")), "remark")
+    key = event.key(number, utc(remark.get("updated_at")), "remark")
     if body.strip():  # most approvals say nothing
-        written = _time(remark.get("created_at")) or _time(remark.get("submitted_at")) or event.at
+        written = utc(remark.get("created_at")) or utc(remark.get("submitted_at")) or event.at
         yield Remark(*key, *_author(remark), written, body, where, _number(remark.get("id")) or 0,
                      _text(remark.get("path")), _text(remark.get("state")).lower())
 
@@ -293,21 +311,3 @@ def _text(value: Any) -> str:
         except UnicodeEncodeError:  # half of a pair, escaped in JSON: it cannot be written as UTF-8
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
-
-
-def _time(value: Any) -> str:
-    """Returns ISO 8601 in UTC to the second, "" for what is no time."""
-    if not isinstance(value, str):
-        return ""
-    if _SECONDS.fullmatch(value):
-        return value
-    try:
-        time = datetime.datetime.fromisoformat(value.replace(" UTC", "Z"))
-    except ValueError:
-        return ""
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=datetime.UTC)
-    try:
-        return time.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except OverflowError:
-        return ""

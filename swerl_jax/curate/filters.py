@@ -64,8 +64,9 @@ class FilterSettings:
       max_fix_share: of the characters of new lines of code, how many may stand in the issue; more gives the fix away.
       languages: of the files, as in `paths.LANGUAGES`; empty: any.
       licences: SPDX identifiers and names of `licences.GROUPS`; empty: any, known or not.
-      oracle_roles: roles of files that the policy is to change. Lock files, generated and vendored ones, documentation
-        and change logs are left out: nobody can guess them from an issue, and each would cost a share of the reward.
+      oracle_roles: roles of files that the policy is to change; unchanged ones of all these roles are shown beside. Lock
+        files, generated and vendored ones, documentation and change logs are left out: nobody can guess them from an issue,
+        and each would cost a share of the reward.
     """
 
     bots: str = "signed"

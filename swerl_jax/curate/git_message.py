@@ -19,6 +19,9 @@ _MERGED_BRANCH = re.compile(r"Merge (?:remote-tracking )?(?:branch|commit|tag|br
 _INTO = re.compile(r"Merge (?:remote-tracking )?branch '(?P<branch>[^']+)'(?: of (?P<url>\S+))?(?: into '?(?P<into>[^' ]+))?")
 _REMOTES = ("origin/", "upstream/")
 _TRUNKS = ("main", "master", "trunk", "develop", "dev")
+_RELEASES = re.compile(r"v\d+(?:\.\d+)*(?:\.x)?|\d+(?:\.\d+)*\.(?:\d+|x)|stable/.+"
+                       r"|(?:release|releases|rel|stable|support|maint)(?:[/_-]v?\d.*)?")
+_LINE_BEGINS = f"({'|'.join(_TRUNKS)}|v?[0-9]|rel|stable|support|maint)"
 _GITLAB_NUMBER = re.compile(r"^See merge request \S*!(?P<number>\d+)\s*$", re.MULTILINE)
 _SQUASHED = re.compile(r"\s*\((?:#|pull request #)(?P<number>\d+)\)\s*$")
 _LISTED = re.compile(r"#?\s*Conflicts:|\* .*:$")
@@ -27,9 +30,9 @@ _TAKES_BACK = re.compile(r"^(?:Revert|Reverts|Reverted|Reapply|Back ?out|Backed 
 _REVERTED_ID = re.compile(r"This reverts (?:merge )?commits? ([0-9a-f]{7,64})\b")
 _REVERTED_NUMBER = re.compile(r"^Reverts (?:[\w.-]+/[\w.-]+)?#(\d+)\b", re.MULTILINE)
 _REVERTED_BRANCH = re.compile(r"/revert-(\d+)-")
-_REVERTED_TITLE = re.compile(r"^Revert \"(.*)\"$")
+_REVERTED_TITLE = re.compile(r"^Revert(?:\([^()]*\))?(?::\s*|\s+(?=\"))(?P<quote>\"?)(?P<title>.+)(?P=quote)$", re.IGNORECASE)
 REVERT_PATTERNS = (  # lines to look for in a whole history, as git's --grep takes them
-    "^This reverts (merge )?commit", "^Reverts .*#[0-9]+", "^Revert ", "^Merge pull request #[0-9]+ from .*/revert-[0-9]+-",
+    "^This reverts (merge )?commit", "^Reverts .*#[0-9]+", "^[Rr]evert[ :(]", "^Merge pull request #[0-9]+ from .*/revert-[0-9]+-",
 )
 
 _TRAILER = re.compile(
@@ -83,17 +86,33 @@ def parse_message(text: str) -> Message:
     return Message(subject, body)
 
 
-def brings_in_upstream(text: str) -> bool:
-    """Whether a merge's message says that the main line was merged into a branch of it, not the other way round."""
+def brings_in_upstream(text: str, owner: str = "") -> bool:
+    """Whether a merge's message says that a main or release line was merged, with many changes, and no branch with one.
+
+    Args:
+      text: the message.
+      owner: of the repository: a pull request from its own `develop` is such a merge, one from a fork's is not.
+    """
+    if match := _MERGED[0].match(text):
+        pulled_from, _, branch = match["branch"].partition("/")
+        return bool(owner) and pulled_from.lower() == owner.lower() and _is_line(branch)
     match = _INTO.match(text)
     if not match:
         return False
     branch = match["branch"]
     for remote in _REMOTES:
         branch = branch.removeprefix(remote)
-    if match["into"]:
-        return branch in _TRUNKS and match["into"] not in _TRUNKS or branch == match["into"]
-    return branch in _TRUNKS
+    return _is_line(branch) or branch == match["into"]
+
+
+def upstream_patterns(owner: str) -> tuple[str, ...]:
+    """Lines to look for in a whole history, as git's --grep takes them: what `brings_in_upstream` holds for, and little else."""
+    pulled = (f"^Merge pull request #[0-9]+ (from|in) {re.sub('[^a-zA-Z0-9_-]', '.', owner)}/{_LINE_BEGINS}",) if owner else ()
+    return (f"^Merge branch '{_LINE_BEGINS}", "^Merge branch '.*' of ", "^Merge remote-tracking branch '", *pulled)
+
+
+def _is_line(branch: str) -> bool:
+    return branch in _TRUNKS or _RELEASES.fullmatch(branch) is not None
 
 
 def parse_revert(text: str) -> Revert | None:
@@ -105,8 +124,10 @@ def parse_revert(text: str) -> Revert | None:
         return None
     numbers = [int(number[:18]) for number in _REVERTED_NUMBER.findall(text)]
     numbers += [int(branch_number[1][:18])] if branch_number else []
-    title = _REVERTED_TITLE.match(message.title)
-    return Revert(ids, tuple(dict.fromkeys(numbers)), (title[1],) if title else ())
+    match = _REVERTED_TITLE.match(message.title)
+    title = parse_message(match["title"]) if match else None
+    numbers += [title.number] if title and title.is_squash else []
+    return Revert(ids, tuple(dict.fromkeys(numbers)), (title.title,) if title else ())
 
 
 def without_trailers(body: str) -> str:

@@ -43,6 +43,11 @@ def name_from_url(url: str) -> str:
     return "/".join(parts[-2:]) if len(parts) >= 2 else ""
 
 
+def name_from_remote(address: str) -> str:
+    """Returns "owner/name" of a remote's address, the directory's name where it is one of this machine."""
+    return name_from_url(address) or name_from_path(address.strip().removeprefix("file://"))
+
+
 def name_from_path(path: str | os.PathLike[str]) -> str:
     """Returns the name of a clone's directory, without ".git"."""
     path = pathlib.Path(os.path.abspath(path))

@@ -82,19 +82,23 @@ class Objects:
         self._plain_diffs = self._dialogue(
             "diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames", max_requests=_MAX_DIFFS)
 
-    def close(self) -> None:
-        """Ends the processes and removes what was made."""
+    def restart(self) -> None:
+        """Ends the processes; the next request starts new ones, of which no answer is half read."""
         for dialogue in (self._contents, self._headers, self._diffs, self._plain_diffs):
             dialogue.close()
+
+    def close(self) -> None:
+        """Ends the processes and removes what was made."""
+        self.restart()
         self._view.cleanup()
 
     def is_id(self, text: str) -> bool:
         """Whether `text` is a full object id of this clone's format."""
         return re.fullmatch("[0-9a-f]{%d}" % (2 * self._id_bytes), text) is not None
 
-    def run(self, *arguments: str, timeout_s: float | None = None) -> tuple[int, bytes, str]:
+    def run(self, *arguments: str, timeout_s: float | None = None, data: bytes = b"") -> tuple[int, bytes, str]:
         """Runs one git command on the objects; see git_process.run."""
-        return git_process.run(self._command(*arguments), self._variables, timeout_s or self._timeout_s)
+        return git_process.run(self._command(*arguments), self._variables, timeout_s or self._timeout_s, data)
 
     def headers(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Returns id → (type, bytes) of those that are there."""

@@ -38,6 +38,10 @@ class RepositoryError(Exception):
     """A clone that cannot be read any further; the caller reports it and goes on with the next."""
 
 
+class GitTimeout(RepositoryError):
+    """Git gave no answer in time; another request may get one."""
+
+
 class GitDied(Exception):
     """A process ended in the middle of an answer: what was asked for is damaged or not there."""
 
@@ -53,17 +57,17 @@ def command(git_directory: str, *arguments: str) -> list[str]:
     return ["git", f"--git-dir={git_directory}", *_OPTIONS, *arguments]
 
 
-def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> tuple[int, bytes, str]:
-    """Runs a command to its end; returns its exit status, what it wrote, and the last line of its complaints.
+def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float, data: bytes = b"") -> tuple[int, bytes, str]:
+    """Runs a command to its end, with `data` as its input; returns its exit status, what it wrote, and its last complaint.
 
     Raises:
-      RepositoryError: it took longer than `timeout_s`, or cannot be started.
+      GitTimeout: it took longer than `timeout_s`.
+      RepositoryError: it cannot be started.
     """
     try:
-        done = subprocess.run(line, env=variables, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s,
-                              check=False)
+        done = subprocess.run(line, env=variables, capture_output=True, input=data, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise RepositoryError(f"{_shown(line)} took longer than {timeout_s:g} s") from error
+        raise GitTimeout(f"{_shown(line)} took longer than {timeout_s:g} s") from error
     except OSError as error:
         raise RepositoryError(f"{_shown(line)} cannot be started ({error}); needed is git") from error
     return done.returncode, done.stdout, _last_line(done.stderr)
@@ -73,7 +77,7 @@ class Dialogue:
     """A git process that answers requests on its standard input; started when it is needed, again after it died.
 
     Ask, then read the whole answer before asking again. Reading raises GitDied where the process ends instead, and
-    RepositoryError where it takes longer than the limit.
+    GitTimeout where it takes longer than the limit.
     """
 
     def __init__(self, line: Sequence[str], variables: Mapping[str, str], timeout_s: float, max_requests: int):
@@ -159,7 +163,7 @@ class Dialogue:
         poll.register(descriptor, select.POLLIN)
         if not poll.poll(1000 * max(0.0, self._deadline_s - time.monotonic())):
             self.close()
-            raise RepositoryError(f"{_shown(self._line)} gave no answer within {self._timeout_s:g} s")
+            raise GitTimeout(f"{_shown(self._line)} gave no answer within {self._timeout_s:g} s")
         data = os.read(descriptor, _READ_BYTES)
         if not data:
             self._die()

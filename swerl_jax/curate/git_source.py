@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from swerl_jax.curate import git_message
+from swerl_jax.curate import attempts, git_message
 from swerl_jax.curate.change import Change, Issue, Reject
 from swerl_jax.curate.git_message import Message
 from swerl_jax.curate.git_objects import Commit
 from swerl_jax.curate.issue_file import Issues, linked_issues
 from swerl_jax.curate.repository import Repository
 
-STAGE = "source"
+STAGE = attempts.STAGE
 REASONS = {
     "no_commits": "the clone has none",
     "root": "a commit without a parent changes nothing: it begins",
@@ -23,7 +23,7 @@ REASONS = {
     "octopus": "a merge of several branches at once is several changes",
     "revert": "it takes back another change",
     "reverted": "a later commit took it back",
-    "merge_of_upstream": "the main line was merged into a branch of it: other people's changes",
+    "merge_of_upstream": "a main or release line was merged: many changes, each of which is looked at by itself",
     "empty": "its files equal those of its first parent",
 }
 
@@ -56,7 +56,7 @@ class Reverted:
 def changes(
     repository: Repository, first: int = 0, last: int | None = None, issues: Issues | None = None
 ) -> Iterator[Change | Reject]:
-    """Yields what each commit of the first-parent history is: a change, or why it is none.
+    """Yields what each commit of the history (`Repository.commits`) is: a change, or why it is none.
 
     Args:
       repository: an open clone.
@@ -72,13 +72,15 @@ def changes(
         return
     reverted = find_reverted(repository)
     for commit in repository.commits(first, last):
-        message = git_message.parse_message(commit.message)
         id_ = f"{repo}@{commit.id}"
-        reason, detail = _reason(repository, commit, message, reverted)
-        if reason:
-            yield Reject(id_, STAGE, reason, detail)
-        else:
-            yield _change(repository, id_, repo, commit, message, issues)
+        yield attempts.attempt(id_, repository, _found, repository, id_, repo, commit, reverted, issues)
+
+
+def _found(repository: Repository, id_: str, repo: str, commit: Commit, reverted: Reverted, issues: Issues | None,
+           ) -> Change | Reject:
+    message = git_message.parse_message(commit.message)
+    reason, detail = _reason(repository, commit, message, reverted)
+    return Reject(id_, STAGE, reason, detail) if reason else _change(repository, id_, repo, commit, message, issues)
 
 
 def find_reverted(repository: Repository) -> Reverted:
@@ -119,7 +121,7 @@ def completed(change: Change, repository: Repository, merged: Mapping[int, str])
     Returns:
       The change; meta["merged"] is true where the clone has what was merged.
     """
-    commit = repository.commit(change.merge_commit or merged.get(change.meta.get("number", 0), ""))
+    commit = merge_of(change, repository, merged)
     if not commit:
         return change
     message = _told(repository, commit, git_message.parse_message(commit.message))
@@ -132,6 +134,25 @@ def completed(change: Change, repository: Repository, merged: Mapping[int, str])
         created_at=change.created_at or commit.created_at,
         meta={**change.meta, "merged": True},
     )
+
+
+def merge_of(change: Change, repository: Repository, merged: Mapping[int, str]) -> Commit | None:
+    """Returns the commit that brought a pull request in, None where the clone has none, or one that is another's.
+
+    A number alone can be that of another repository's pull request, from before a fork or a move. So a commit known by it
+    must be no older than the pull request (where that is known), a merge must be of its head, and its base must be there.
+
+    Args:
+      change, repository, merged: as of `completed`.
+    """
+    if change.merge_commit:
+        return repository.commit(change.merge_commit)
+    commit = repository.commit(merged.get(change.meta.get("number", 0), ""))
+    if not commit or change.meta.get("is_opening_seen") and commit.committed_at < change.created_at:
+        return None
+    if len(commit.parents) == 2 and change.head not in ("", commit.parents[1]):
+        return None
+    return commit if not change.base or repository.is_shallow or repository.commit(change.base) else None
 
 
 def _reason(repository: Repository, commit: Commit, message: Message, reverted: Reverted) -> tuple[str, str]:
@@ -147,7 +168,7 @@ def _reason(repository: Repository, commit: Commit, message: Message, reverted: 
         return "revert", title
     if reverted.holds(commit, message):
         return "reverted", title
-    if len(commit.parents) == 2 and git_message.brings_in_upstream(commit.message):
+    if len(commit.parents) == 2 and git_message.brings_in_upstream(commit.message, repository.owner):
         return "merge_of_upstream", commit.message[:80]
     return ("empty", title) if parent.tree == commit.tree else ("", "")
 

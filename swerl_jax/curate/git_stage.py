@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from swerl_jax.curate import files, git_source, issue_file, judge, outcomes
+from swerl_jax.curate import attempts, files, git_source, issue_file, judge, outcomes
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.clones import Clone
 from swerl_jax.curate.issue_file import Issues
@@ -21,7 +21,7 @@ from swerl_jax.curate.work import Item
 STAGE = git_source.STAGE
 REASONS = {
     "unreadable_clone": "the clone, or the rest of it, cannot be read",
-    "failed": "the program failed on it",
+    **attempts.REASONS,
 }
 
 
@@ -32,44 +32,48 @@ def items(clones: Sequence[Clone], range_commits: int, issues: str) -> list[Item
     for clone in clones:
         for first in range(0, max(1, clone.count), range_commits):
             last = min(first + range_commits, clone.count)
-            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues), f"{clone.state} {state}"))
+            found.append(Item(f"{clone.path} {first}:{last}", (clone, first, last, issues, len(clones) == 1),
+                              f"{clone.state} {state}", changes=max(1, last - first)))
     return found
 
 
-def read_range(settings: tuple[JudgeSettings, int], clone: Clone, first: int, last: int, issues: str, out: str) -> Any:
+def read_range(settings: tuple[JudgeSettings, int], clone: Clone, first: int, last: int, issues: str, is_only: bool, out: str,
+               ) -> Any:
     """Judges a range of a clone's commits; a stage's function.
 
     Args:
       settings: of the judge, and how many buckets.
+      is_only: whether there is no other clone, so that all of the issues are its own.
     """
     judged, buckets = settings
     tally = Tally()
-    value = outcomes.write(out, _verdicts(judged, clone, first, last, issues, tally), clone.path, tally, buckets)
-    faults = _issues(issues, clone.name)[1] if issues and not clone.fault else []
+    known, faults = _issues(issues, clone.name, is_only) if issues and not clone.fault else (None, [])
+    value = outcomes.write(out, _verdicts(judged, clone, first, last, known, tally), clone.path, tally, buckets)
     return {**value, "faults": [clone.fault] if clone.fault else faults if first == 0 else []}
 
 
-def _verdicts(settings: JudgeSettings, clone: Clone, first: int, last: int, issues: str, tally: Tally) -> Iterator[Verdict]:
+def _verdicts(settings: JudgeSettings, clone: Clone, first: int, last: int, known: Issues | None, tally: Tally,
+              ) -> Iterator[Verdict]:
     judging = judge.judge_of(settings)
     name = f"{clone.name} {first}:{last}"
     if clone.fault:
         yield Verdict(Reject(clone.path, STAGE, "unreadable_clone", clone.fault))
         return
-    if reason := judging.repository_reason(clone.names, 0, clone.roots):
+    if reason := judging.repository_reason(clone.all_names, 0, clone.roots):
         yield Verdict(Reject(name, judge.STAGE, "repository", reason), changes=max(1, last - first))
         return
-    known: Issues | None = _issues(issues, clone.name)[0] if issues else None
     done = 0
     try:
         with Repository(clone.path) as repository:
             for found in git_source.changes(repository, first, last, known):
-                made = judging.change(found, repository, clone.roots, tally) if isinstance(found, Change) else found
-                yield Verdict(made, clone.family)
+                if isinstance(found, Change):
+                    found = attempts.attempt(found.id, repository, judging.change, found, repository, clone.roots, tally)
+                yield Verdict(found, clone.family)
                 done += 1
     except RepositoryError as error:
         yield Verdict(Reject(name, STAGE, "unreadable_clone", str(error)), changes=max(1, last - first - done))
 
 
 @functools.lru_cache(maxsize=1)
-def _issues(path: str, repo: str) -> tuple[Issues, list[str]]:
-    return issue_file.read_issues(path, repo)
+def _issues(path: str, repo: str, is_only: bool) -> tuple[Issues, list[str]]:
+    return issue_file.read_issues(path, repo, is_only)

@@ -14,24 +14,28 @@ from typing import Any
 
 from swerl_jax.curate import links
 from swerl_jax.curate.change import Comment, Issue
+from swerl_jax.curate.facts import utc
 
 Issues = Mapping[tuple[str, int], Issue]  # (repository in lower case, "" where the file names none; number)
 
 
-def read_issues(path: str | os.PathLike[str], repo: str) -> tuple[dict[tuple[str, int], Issue], list[str]]:
+def read_issues(path: str | os.PathLike[str], repo: str, is_only: bool = True) -> tuple[dict[tuple[str, int], Issue], list[str]]:
     """Reads the issues of one repository.
 
     Args:
       path: JSON lines, perhaps .gz: `number` and `title` are needed; `repo` ("owner/name"), `body`, `author`,
-        `created_at` (ISO 8601, UTC), `labels` (names) and `comments` (objects of `author`, `created_at`, `body`) are
-        used. Rows with a `pull_request` are none.
+        `created_at` (ISO 8601), `labels` (names) and `comments` (objects of `author`, `created_at`, `body`) are used; as
+        GitHub's REST API has them, `repository_url`, `user.login` and labels with a `name` will do. Rows with a
+        `pull_request` are none.
       repo: rows that name another one are passed over.
+      is_only: False: there are other repositories, so that a row without one cannot be used.
 
     Returns:
       Issues by repository and number, the last of a number; and a line of text for every row that could not be used.
     """
     found: dict[tuple[str, int], Issue] = {}
     faults = []
+    unnamed = 0
     opened = gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb")
     with opened as file:
         for number, line in enumerate(file, start=1):
@@ -40,8 +44,13 @@ def read_issues(path: str | os.PathLike[str], repo: str) -> tuple[dict[tuple[str
             except (ValueError, RecursionError) as error:
                 faults.append(f"{os.fspath(path)}, row {number}: {error}")
                 continue
-            if issue and issue.repo.lower() in ("", repo.lower()):
+            if issue and not issue.repo and not is_only:
+                unnamed += 1
+            elif issue and issue.repo.lower() in ("", repo.lower()):
                 found[issue.repo.lower(), issue.number] = dataclasses.replace(issue, repo=repo)
+    if unnamed:
+        faults.append(f"{os.fspath(path)}: {unnamed} rows were left out, for they name no repository and there is more than one "
+                      "clone; needed is repo, such as \"owner/name\"")
     return found, faults
 
 
@@ -79,19 +88,37 @@ def _issue(row: Any) -> Issue | None:
     labels = row.get("labels") or []
     comments = row.get("comments") or []
     return Issue(
-        repo=_text(row, "repo"),
+        repo=_text(row, "repo") or "/".join(_text(row, "repository_url").rstrip("/").split("/")[-2:]),
         number=number,
         title=_text(row, "title"),
         body=_text(row, "body"),
-        author=_text(row, "author"),
-        created_at=_text(row, "created_at"),
-        labels=tuple(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else (),
+        author=_author(row),
+        created_at=_time(row),
+        labels=tuple(name for label in labels if (name := _label(label))) if isinstance(labels, list) else (),
         comments=tuple(
-            Comment("issue", _text(comment, "author"), _text(comment, "created_at"), _text(comment, "body"))
+            Comment("issue", _author(comment), _time(comment), _text(comment, "body"))
             for comment in (comments if isinstance(comments, list) else ())  # a count, as the REST API has it, is none
             if isinstance(comment, dict)
         ),
     )
+
+
+def _author(row: Mapping[str, Any]) -> str:
+    user = row.get("user")
+    return _text(row, "author") or (_text(user, "login") if isinstance(user, dict) else "")
+
+
+def _label(label: Any) -> str:
+    name = label.get("name") if isinstance(label, dict) else label
+    return name if isinstance(name, str) else ""
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    written = _text(row, "created_at")
+    time = utc(written)
+    if written and not time:
+        raise ValueError(f"created_at is {written!r:.40}; needed is ISO 8601, such as 2024-01-31T12:00:00Z")
+    return time
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

@@ -40,6 +40,7 @@ class JudgeSettings:
       evaluation: repositories to keep out; None: none are.
       evaluation_files: rows in SWE-bench's format whose copies are kept out.
       evaluation_state: of those files.
+      tokenizer_digest: of the tokenizer's file, whose name may come to mean another.
     """
 
     filters: FilterSettings
@@ -51,6 +52,7 @@ class JudgeSettings:
     evaluation: Evaluation | None = None
     evaluation_files: tuple[str, ...] = ()
     evaluation_state: str = ""
+    tokenizer_digest: str = ""
 
 
 class Tally:
@@ -99,10 +101,10 @@ class Judge:
         evaluation = self._settings.evaluation
         return evaluation.repository_reason(names, repo_id, roots) if evaluation else ""
 
-    def contaminated(self, change: Change, roots: tuple[str, ...] = ()) -> Reject | None:
-        """Why a change may not be learnt from, by where it is from; None where it may."""
+    def contaminated(self, change: Change, roots: tuple[str, ...] = (), names: tuple[str, ...] = ()) -> Reject | None:
+        """Why a change may not be learnt from, by where it and its clone are from; None where it may."""
         evaluation = self._settings.evaluation
-        reason = evaluation.change_reason(change, roots) if evaluation else ""
+        reason = evaluation.change_reason(change, roots, names) if evaluation else ""
         return Reject(change.id, STAGE, "repository", reason) if reason else None
 
     def change(self, change: Change, repository: Repository, roots: tuple[str, ...], tally: Tally) -> Example | Reject:
@@ -135,7 +137,8 @@ class Judge:
         """Unchanged files, the most relevant first."""
         changed = {file.path: file.before for file in filters.oracle_files(candidate, self._settings.filters.oracle_roles)
                    if file.before is not None}
-        tree = context.snapshot(repository, candidate.commit, paths.is_source)
+        roles = self._settings.filters.oracle_roles  # of another role a file would be shown only where it changes
+        tree = context.snapshot(repository, candidate.commit, lambda path: paths.role(path) in roles)
         issue = issue_text(candidate.change)
         if tree is None:
             return {}
@@ -145,8 +148,7 @@ class Judge:
         return {path: shown[path] for path in ranking if path in shown and path not in changed}
 
     def _count_recall(self, issue: str, tree: context.Snapshot, changed: Mapping[str, str], tally: Tally) -> None:
-        there = [path for path in changed if path in tree.files]
-        if there:
+        if changed:
             alone = self._ranker.rank(issue, tree)
             tally.ranked += 1
-            tally.found.update({k: context.recall(alone, there, k) for k in context.RECALL_AT})
+            tally.found.update({k: context.recall(alone, changed, k) for k in context.RECALL_AT})

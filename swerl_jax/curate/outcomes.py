@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from swerl_jax.curate import files, funnel, runs
+from swerl_jax.curate import files, funnel, judge, runs
 from swerl_jax.curate.change import Reject
 from swerl_jax.curate.funnel import Funnel
 from swerl_jax.curate.judge import Tally
@@ -50,9 +50,11 @@ def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buck
       buckets: parts of the run; an id's is the same in every item.
 
     Returns:
-      What an item's result tells: "funnel", "kinds", "found", "ranked".
+      What an item's result tells: "funnel", "kinds", "found", "ranked", and "kept_out": why repositories are evaluated on →
+      changes.
     """
     dropped: collections.Counter[tuple[str, str]] = collections.Counter()
+    kept_out: collections.Counter[str] = collections.Counter()
     kept = 0
 
     def rows(rejects: BinaryIO) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -60,6 +62,8 @@ def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buck
         for verdict in verdicts:
             if isinstance(verdict.outcome, Reject):
                 dropped[verdict.outcome.stage, verdict.outcome.reason] += verdict.changes
+                if (verdict.outcome.stage, verdict.outcome.reason) == (judge.STAGE, "repository"):
+                    kept_out[verdict.outcome.detail] += verdict.changes
                 write_reject(rejects, verdict.outcome, verdict.changes)
                 continue
             kept += 1
@@ -71,6 +75,7 @@ def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buck
         runs.write_run(out + RUN, rows(file), buckets)
     counts = Funnel(kept + dropped.total(), kept, dict(dropped))
     return {"funnel": funnel.to_json(counts), "kinds": dict(sorted(tally.kinds.items())), "ranked": tally.ranked,
+            "kept_out": dict(sorted(kept_out.items())),
             "found": {str(k): tally.found[k] for k in sorted(tally.found)}}
 
 

@@ -42,6 +42,10 @@ _LANGUAGE_NAMES = {
 }  # fmt: skip
 LANGUAGES = frozenset(_LANGUAGES.values()) | frozenset(_LANGUAGE_NAMES.values())
 
+_MARKUP_EXTENSIONS = frozenset(
+    "html htm xhtml css scss sass less styl hbs handlebars ejs erb haml slim pug jade jinja jinja2 j2 mustache twig liquid tmpl "
+    "tpl ftl jsp cshtml razor aspx graphql gql".split()
+)
 _LOCK_NAMES = frozenset(
     "package-lock.json npm-shrinkwrap.json pnpm-lock.yaml bun.lockb go.sum go.work.sum packages.lock.json package.resolved "
     "cartfile.resolved gradle.lockfile buildscript-gradle.lockfile .terraform.lock.hcl cabal.project.freeze conda-lock.yml "
@@ -53,6 +57,8 @@ _VENDOR_PARTS = frozenset(
     "jspm_packages godeps pods carthage site-packages extern".split()
 )
 _DOCUMENT_PARTS = frozenset("doc docs documentation man website".split())
+# A change log in pieces, one for each change.
+_CHANGELOG_PARTS = frozenset("changelog.d newsfragments .changes .changeset changelogs/fragments releasenotes/notes".split())
 _DOCUMENT_EXTENSIONS = frozenset("md markdown mdx rst txt adoc asciidoc tex texi org rdoc pod textile".split())
 _DOCUMENT_NAMES = frozenset(
     "readme changelog changes history news authors contributors copying license licence notice maintainers codeowners "
@@ -69,10 +75,12 @@ _BUILT_LANGUAGES = frozenset(("JavaScript", "TypeScript"))
 # A library that offers test helpers keeps them in "testing" (numpy.testing): that is source. One that keeps them in
 # "test" (django.test) is taken for tests, as SWE-bench does.
 _TEST_PARTS = frozenset(
-    "test tests __tests__ __mocks__ __snapshots__ __fixtures__ testdata test_data test-data testsuite testsuites testcases "
+    "test tests __tests__ __mocks__ __snapshots__ __fixtures__ testdata test_data test-data "
+    "fixtures test-fixtures testfixtures cassettes testsuite testsuites testcases "
     "test_cases unittest unittests unit_tests unit-tests integration_tests integration-tests integrationtest "
     "functional_tests e2e e2e-tests androidtest commontest jvmtest jstest nativetest cypress testthat regress".split()
 )
+_DOTTED_TEST_PARTS = frozenset("test tests unittest unittests integrationtests functionaltests acceptancetests".split())
 _SPEC_PARTS = frozenset(("spec", "specs"))  # elsewhere a specification
 _SPEC_LANGUAGES = frozenset(("Ruby", "JavaScript", "TypeScript", "CoffeeScript", "Crystal", "Lua", "Vue"))
 _COMMAND_PARTS = frozenset("commands command cmd cli subcommands".split())  # "commands/test.py" is the command "test"
@@ -142,9 +150,9 @@ def _role_by_name(path: str) -> str:
     return SOURCE if language(path) else DATA
 
 
-def is_source(path: str, text: str = "") -> bool:
-    """Whether a person wrote it, in a programming language, and it is no test."""
-    return role(path, text) == SOURCE
+def has_words(path: str) -> bool:
+    """Whether the text says what the file is about, as code, markup and style sheets do; other data is known by its path."""
+    return bool(language(path)) or _extension(path.rpartition("/")[2].lower()) in _MARKUP_EXTENSIONS
 
 
 def is_lock_file(path: str) -> bool:
@@ -173,19 +181,24 @@ def is_generated(path: str, text: str = "") -> bool:
 def is_documentation(path: str) -> bool:
     """Whether people read it: prose, and everything in a top-level folder of documentation (its `conf.py` too)."""
     name = path.rpartition("/")[2].lower()
+    kind = language(path)
     if name in _LANGUAGE_NAMES or (name.endswith(".txt") and "require" in name):
         return False
-    if _extension(name) in _DOCUMENT_EXTENSIONS or name.partition(".")[0] in _DOCUMENT_NAMES and not language(path):
+    if _extension(name) in _DOCUMENT_EXTENSIONS or name.partition(".")[0] in _DOCUMENT_NAMES and not kind:
         return True
     folders = _folders(path)
-    return not _DOCUMENT_PARTS.isdisjoint(folders if not language(path) else folders[:1])
+    if not kind and folders[:1] == ("changes",) or not _CHANGELOG_PARTS.isdisjoint((*folders, "/".join(folders[-2:]))):
+        return True
+    return not _DOCUMENT_PARTS.isdisjoint(folders if not kind else folders[:1])
 
 
 def is_test(path: str) -> bool:
     """Whether it is a test or serves tests only (helpers, fixtures, snapshots, expected output)."""
     folders = _folders(path)
     kind = language(path)
-    if not _TEST_PARTS.isdisjoint(folders) or any(part.endswith((".tests", ".test", ".unittests")) for part in folders):
+    if not _TEST_PARTS.isdisjoint(folders) or any(
+        not _DOTTED_TEST_PARTS.isdisjoint(part.split(".")[1:]) for part in folders if "." in part
+    ):
         return True
     if kind in _SPEC_LANGUAGES and not _SPEC_PARTS.isdisjoint(folders):
         return True

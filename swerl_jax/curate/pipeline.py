@@ -37,6 +37,7 @@ from swerl_jax.curate.clones import Clone
 from swerl_jax.curate.contamination import Evaluation
 from swerl_jax.curate.funnel import Funnel
 from swerl_jax.curate.judge import JudgeSettings
+from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.work import Item, Result, Work
 
 GIT, ARCHIVE, SWEBENCH = "git", "gharchive", "swebench"
@@ -49,6 +50,7 @@ MEANINGS: dict[tuple[str, str], str] = {
     ) for reason, meaning in reasons.items()
 }  # fmt: skip
 ORDER = tuple(MEANINGS)  # of the funnel
+_NAMED_REPOSITORIES = 50  # of those that are evaluated on, the ones with most changes; all are among the rejects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Outcome:
     faults: tuple[str, ...]
     evaluation: Evaluation | None
     rejects: tuple[str, ...]
-    failed: tuple[Reject, ...] = ()
+    failed: tuple[Verdict, ...] = ()
 
 
 def run(settings: Settings, work: Work) -> Outcome:
@@ -214,7 +216,7 @@ def _clones(work: Work, place: str) -> list[Clone]:
 
 def _with_clones(evaluation: Evaluation | None, clones: Iterable[Clone]) -> Evaluation | None:
     """An evaluation's clones tell their root commits, by which their forks are known."""
-    return evaluation.with_clones((name, clone.roots) for clone in clones for name in clone.names) if evaluation else None
+    return evaluation.with_clones((name, clone.roots) for clone in clones for name in clone.all_names) if evaluation else None
 
 
 def _seen(evaluation: Evaluation | None, facts: tuple[str, ...], buckets: int, work: Work) -> Evaluation | None:
@@ -246,10 +248,7 @@ def _write_shards(settings: Settings, work: Work, sources: Sequence[str], collec
     written = work.run("shards", shard_stage.write_shard, None, items, is_whole=lambda value: files.size_bytes(
         f"{settings.out}/{value['name']}") == value["bytes"])
     shards = [result.value for result in _good(written)]
-    wanted = {shard["name"] for shard in shards}
-    for name in files.names(settings.out):
-        if name.lstrip(".").startswith(("train-", "held_out-")) and name not in wanted:
-            files.remove(f"{settings.out}/{name}")
+    shard_stage.remove_others(settings.out, {shard["name"] for shard in shards})
     return shards
 
 
@@ -262,16 +261,21 @@ def _good(results: Sequence[Result]) -> Sequence[Result]:
     return results
 
 
-def _failed(results: Iterable[Result]) -> list[Reject]:
-    return [Reject(result.item.name, git_source.STAGE, "failed", result.fault) for result in results if result.fault]
+def _failed(results: Iterable[Result]) -> list[Verdict]:
+    return [Verdict(Reject(result.item.name, git_source.STAGE, "failed", result.fault), changes=result.item.changes)
+            for result in results if result.fault]
 
 
 def _funnel(found: Sequence[Result], collected: Sequence[Result], decided: Result) -> Funnel:
     parts = [funnel_lib.from_json(result.value["funnel"]) for result in found if not result.fault]
     kinds: collections.Counter[str] = collections.Counter()
+    kept_out: collections.Counter[str] = collections.Counter()
     for result in found:
         kinds.update(result.value["kinds"] if result.value else {})
-    notes = {f"files of kind {kind}": count for kind, count in kinds.items()}
-    whole = funnel_lib.merge([*parts, funnel_lib.tally(_failed(found), notes)])
+        kept_out.update(result.value["kept_out"] if result.value else {})
+    most = sorted(kept_out.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_REPOSITORIES]
+    notes = {f"files of kind {kind}": count for kind, count in kinds.items()} | {f"kept out: {why}": count for why, count in most}
+    failed = (verdict.outcome for verdict in _failed(found) for _ in range(verdict.changes))
+    whole = funnel_lib.merge([*parts, funnel_lib.tally(failed, notes)])
     reasons = {"same_id": sum(result.value["same_id"] for result in collected), "near_duplicate": decided.value["near_duplicate"]}
     return funnel_lib.then(whole, shard_stage.STAGE, reasons)

@@ -6,11 +6,12 @@ On the path: clone → **repository** → Change, Candidate.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from swerl_jax.curate import ancestry, change, file_changes, git_names, git_process
+from swerl_jax.curate import ancestry, change, file_changes, git_message, git_names, git_process
 from swerl_jax.curate.file_changes import Blob, Difference
 from swerl_jax.curate.git_objects import Commit, Objects
 from swerl_jax.curate.git_process import RepositoryError
@@ -51,8 +52,8 @@ class Limits:
 class Repository:
     """Reads one clone. A context manager, for one thread at a time.
 
-    Bare or not, partial, shallow, with or without branches. Any method raises RepositoryError where the clone as a whole
-    is damaged or git gives no answer in time; a single missing object is told as a value instead.
+    Bare or not, partial, shallow (`is_shallow`), with or without branches. Any method raises RepositoryError where the clone as
+    a whole is damaged or git gives no answer in time; a single missing object is told as a value instead.
     """
 
     def __init__(self, path: str | os.PathLike[str], limits: Limits = Limits()):
@@ -68,12 +69,15 @@ class Repository:
         object_format = self._git("rev-parse", "--show-object-format").decode().strip()
         objects, shallow = (self._git("rev-parse", "--git-path", name).decode("utf-8", "surrogateescape").strip("\n")
                             for name in ("objects", "shallow"))
+        self.timeouts = 0  # so far
+        self.is_shallow = os.path.exists(shallow)
         self.objects = Objects(os.path.abspath(objects), object_format, pathlib.Path(shallow), limits.timeout_s)
         self._texts: Lru[str, Blob] = Lru(_CACHED_TEXT_BYTES)
         self._trees: Lru[str, list[tuple[str, str, str]]] = Lru(_CACHED_TREE_ENTRIES)
         self._nodes: Lru[str, ancestry.Node] = Lru(_CACHED_NODES)
         self._commits: Lru[str, Commit] = Lru(_CACHED_COMMIT_BYTES)
         self._head: str | None = None
+        self._heads: list[str] | None = None
         self._history: bytes | None = None
 
     def __enter__(self) -> Repository:
@@ -86,13 +90,18 @@ class Repository:
         """Ends git's processes."""
         self.objects.close()
 
+    def restart(self) -> None:
+        """Forgets what git is busy with, after something went wrong in the middle of it."""
+        self.objects.restart()
+
     def name(self) -> str:
         """Returns "owner/name" of the remote it was cloned from (origin first), else its directory's name."""
-        _, output, _ = self._run("config", "-z", "--get-regexp", r"^remote\..*\.url$")
-        pairs = [entry.partition("\n")[::2] for entry in output.decode("utf-8", "replace").split("\0") if entry]
-        pairs.sort(key=lambda pair: (pair[0] != "remote.origin.url", pair[0]))
-        names = (git_names.name_from_url(url) for _, url in pairs)
+        names = map(git_names.name_from_url, self._remotes())
         return next((name for name in names if name), "") or git_names.name_from_path(self.path)
+
+    def remote_names(self) -> list[str]:
+        """Returns what all its remotes are called, those that are directories by the directory's name; origin first."""
+        return list(dict.fromkeys(map(git_names.name_from_remote, self._remotes())))
 
     def head(self) -> str:
         """Returns the commit that HEAD names, else the head of the most likely branch; "" where there is no commit."""
@@ -100,13 +109,21 @@ class Repository:
             self._head = self._find_head()
         return self._head
 
+    @functools.cached_property
+    def owner(self) -> str:
+        """What stands before the slash in its name, "" where there is none."""
+        return self.name().rpartition("/")[0]
+
     def count(self) -> int:
-        """Returns the number of commits of the first-parent history."""
-        return self._first_parents().count(b"\n")
+        """Returns the number of commits of the history."""
+        return self._lines().count(b"\n")
 
     def commits(self, first: int = 0, last: int | None = None) -> Iterator[Commit]:
-        """Yields the first-parent history of `head()`, oldest first, from position `first` up to (without) `last`."""
-        lines = self._first_parents()
+        """Yields the history, oldest first, from position `first` up to (without) `last`.
+
+        It is the first-parent history of `head()`, and that of every main or release line that was merged into it.
+        """
+        lines = self._lines()
         last = self.count() if last is None else min(last, self.count())
         for start in range(first, last, 512):
             ids = [self._id_at(lines, index) for index in range(start, min(start + 512, last))]
@@ -120,20 +137,17 @@ class Repository:
         return self._commits_of([id_]).get(id_)
 
     def matching(self, patterns: Sequence[str]) -> Iterator[Commit]:
-        """Yields the commits of the first-parent history, latest first, a line of whose message matches a pattern.
+        """Yields the commits of the history, latest first, a line of whose message matches a pattern.
 
         Args:
           patterns: extended regular expressions as git knows them.
         """
-        head = self.head()
-        if head:
-            output = self._walk("-E", *(f"--grep={pattern}" for pattern in patterns), "--first-parent", head)
-            yield from self.objects.commits(output.decode().split())
+        yield from self.objects.commits(self._matching(patterns, self._lines_heads()))
 
     def root_commits(self) -> list[str]:
         """Returns the commits without parents that `head()` goes back to, sorted; none where history is cut off."""
         head = self.head()
-        ids = self._walk("--max-parents=0", head).decode().split() if head else []
+        ids = self._walk([head], "--max-parents=0").decode().split() if head else []
         return sorted(commit.id for commit in self.objects.commits(ids) if not commit.parents)
 
     def merge_bases(self, a: str, b: str) -> ancestry.Bases:
@@ -236,6 +250,11 @@ class Repository:
             self._nodes.put(commit.id, found[commit.id])
         return found
 
+    def _remotes(self) -> list[str]:
+        _, output, _ = self._run("config", "-z", "--get-regexp", r"^remote\..*\.url$")
+        pairs = [entry.partition("\n")[::2] for entry in output.decode("utf-8", "replace").split("\0") if entry]
+        return [address for _, address in sorted(pairs, key=lambda pair: (pair[0] != "remote.origin.url", pair[0])) if address]
+
     def _find_head(self) -> str:
         _, output, _ = self._run("rev-parse", "--verify", "--quiet", "HEAD")
         head = output.decode().strip()
@@ -257,20 +276,42 @@ class Repository:
             found |= {name: ids.split()[-1] for name, _, ids in (line.partition(" ") for line in lines) if ids.split()}
         return found
 
-    def _first_parents(self) -> bytes:
+    def _lines(self) -> bytes:
         """Returns lines of ids, latest first: as bytes, for there may be millions."""
         if self._history is None:
-            head = self.head()
-            self._history = self._walk("--first-parent", head) if head else b""
+            self._history = self._walk(self._lines_heads(), "--first-parent")
         return self._history
+
+    def _lines_heads(self) -> list[str]:
+        """Returns the commits whose first-parent histories are together the history; none where there is no commit."""
+        if self._heads is None:
+            patterns, seen = git_message.upstream_patterns(self.owner), set()
+            heads = found = dict.fromkeys(filter(None, [self.head()]))
+            while found:
+                ids = [id_ for id_ in self._matching(patterns, list(found), "-i", "--min-parents=2") if id_ not in seen]
+                seen.update(ids)
+                merges = (commit for commit in self.objects.commits(ids) if len(commit.parents) == 2)
+                merged = [commit.parents[1] for commit in merges if git_message.brings_in_upstream(commit.message, self.owner)]
+                there = self._commits_of(merged)
+                found = {id_: None for id_ in merged if id_ in there and id_ not in heads}
+                heads = heads | found
+            self._heads = list(heads)
+        return self._heads
+
+    def _matching(self, patterns: Sequence[str], heads: Sequence[str], *options: str) -> list[str]:
+        greps = (f"--grep={pattern}" for pattern in patterns)
+        return self._walk(heads, "-E", *greps, "--first-parent", *options).decode().split()
 
     def _id_at(self, lines: bytes, position: int) -> str:
         width = len(self.head()) + 1
         start = len(lines) - (position + 1) * width
         return lines[start:start + width - 1].decode()
 
-    def _walk(self, *arguments: str) -> bytes:
-        status, output, complaint = self.objects.run("rev-list", *arguments, timeout_s=self.limits.history_timeout_s)
+    def _walk(self, heads: Sequence[str], *options: str) -> bytes:
+        if not heads:
+            return b""
+        status, output, complaint = self.objects.run("rev-list", *options, "--stdin", data="\n".join(heads).encode(),
+                                                     timeout_s=self.limits.history_timeout_s)
         if status:
             raise RepositoryError(f"{self.path}: its history cannot be walked ({complaint}); clone it anew")
         return output

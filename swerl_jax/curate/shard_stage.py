@@ -10,8 +10,9 @@ import collections
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,14 @@ REASONS = {
     "near_duplicate": "its issue and change are nearly those of another",
 }
 TRAIN, HELD_OUT = "train", "held_out"
+MANIFEST_NAME = "manifest.json"  # beside the shards, once all are there
+SHARD_NAME = re.compile(rf"(?:{TRAIN}|{HELD_OUT})-\d{{5}}-of-\d{{5}}\.array_record")
+_LEFT_BEHIND = re.compile(rf"\.?{SHARD_NAME.pattern}(?:\.\d+\.partial(?:\.array_record)?)?")
 _DROPPED, _CODE = 0, {TRAIN: 1, HELD_OUT: 2}
 _SIGNATURES, _DRAWS, _IDS, _FATES = ".signatures", ".draws", ".ids", ".fates"
 _BINS = 1 << 16
 _FATES_AT_ONCE = 1 << 12
+_MOST_SHARES = 2  # held out by repository are at most so many times what was asked for
 TOKEN_STEP = 128  # lengths are counted in steps of so many
 
 
@@ -68,16 +73,19 @@ def decide(settings: tuple[float, float], collected: Sequence[str], out: str) ->
       settings: the similarity from which two are nearly alike, and the share to be held out.
 
     Returns:
-      How many rows are "near_duplicate", "train" and "held_out", and what they were "split_by".
+      How many rows are "near_duplicate", "train" and "held_out", and what they were "split_by": "repository", or "id" where
+      there is one repository, or so few that the smallest is more than _MOST_SHARES times the share.
     """
     threshold, share = settings
     with tempfile.TemporaryDirectory() as directory:
         first = _first_of(collected, os.path.join(directory, "signatures"), threshold)
     draws = np.frombuffer(b"".join(files.read_bytes(url + _DRAWS) for url in collected), "<u2").reshape(-1, 2)
     is_kept = first == np.arange(len(first))
-    split_by = "repository" if len(np.unique(draws[is_kept, 0])) > 1 else "id"
-    lots = draws[:, 0 if split_by == "repository" else 1]
-    is_held_out = is_kept & _held_out_bins(lots[is_kept], share)[lots]
+    for column, split_by in enumerate(("repository", "id")):
+        lots = draws[:, column]
+        is_held_out = is_kept & _held_out_bins(lots[is_kept], share)[lots]
+        if len(np.unique(lots[is_kept])) > 1 and is_held_out.sum() <= _MOST_SHARES * share * is_kept.sum():
+            break
     fates = np.where(is_held_out, _CODE[HELD_OUT], np.where(is_kept, _CODE[TRAIN], _DROPPED)).astype(np.uint8)
     with files.written(out + _FATES) as path, open(path, "wb") as file:
         file.write(fates.tobytes())
@@ -91,9 +99,18 @@ def shard_names(split: str, count: int) -> list[str]:
     return [f"{split}-{number:05d}-of-{count:05d}.array_record" for number in range(count)]
 
 
+def remove_others(directory: str, wanted: Collection[str]) -> None:
+    """Removes shards of another number, and what killed processes left of one; no file of another name."""
+    for name in files.names(directory):
+        if _LEFT_BEHIND.fullmatch(name) and name not in wanted:
+            files.remove(f"{directory}/{name}")
+
+
 def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: Sequence[int], fates: str, start: int,
                 split: str, name: str, out: str) -> Any:
     """Writes the rows of some buckets that belong to a split as one shard; a stage's function.
+
+    The manifest, which tells of other shards, goes first: without it nobody takes old and new ones for one set.
 
     Args:
       directory: where the shard goes.
@@ -104,7 +121,7 @@ def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: S
       name: of the shard.
 
     Returns:
-      The manifest's entry, and counts of the rows' "languages", "licences" and lengths.
+      The manifest's entry, and counts of the rows' "flags", "languages", "licences" and lengths.
     """
     del shared, out
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -113,8 +130,10 @@ def write_shard(shared: None, directory: str, sources: Sequence[str], buckets: S
         for example in _chosen(sources, buckets, fates + _FATES, start, _CODE[split]):
             for key, value in _facts(example).items():
                 counts[key][value] += 1
+            counts["flags"].update(example.flags)
             yield example
 
+    files.remove(f"{directory}/{MANIFEST_NAME}")
     with files.written(f"{directory}/{name}") as path:
         whole = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.array_record")  # the ending names the form
         rows = shards.write_examples(whole, examples())

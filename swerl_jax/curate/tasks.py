@@ -5,8 +5,9 @@ On the path: config → settings → pipeline → **shards' manifest, funnel, re
 
 from __future__ import annotations
 
-import fnmatch
+import collections
 import gzip
+import hashlib
 import os
 import pathlib
 import platform
@@ -24,15 +25,16 @@ from swerl_jax.curate.examples import ExampleSettings, TokenCounter
 from swerl_jax.curate.filters import FilterSettings
 from swerl_jax.curate.judge import Judge, JudgeSettings
 from swerl_jax.curate.pipeline import ORDER, Outcome, Settings
+from swerl_jax.curate.shard_stage import MANIFEST_NAME
 from swerl_jax.curate.work import Work
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import MalformedRow, open_examples
 from swerl_jax.env.chat import Chat
-from swerl_jax.env.reward import RewardSpec
-from swerl_jax.env.tokenizer import load_tokenizer
+from swerl_jax.env.reward import PAPER, RewardSpec
+from swerl_jax.env.tokenizer import load_tokenizer, tokenizer_file
+from swerl_jax.models import shipped
 
-MANIFEST_NAME = "manifest.json"
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
 TEXT_SETTINGS = ("tokenizer", "chat", "prompt.style")  # by which lengths were counted
 _SAID = ("source", "keep_rejects", "held_out_share", "beam", "curate.", "tokenizer", "chat", "prompt.", "answer.", "reward.")
 _NOT_SAID = ("reward.truncated", "reward.workers", "reward.deadline_s", "reward.max_fault_frac")
@@ -54,6 +56,10 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     if config.tokenizer.startswith("train:"):
         raise ValueError(f"tokenizer is {config.tokenizer}; to count tokens one that exists is needed, such as embedded:tiny, "
                          "hf:DIRECTORY or json:FILE")
+    if r.name != PAPER.name:
+        raise ValueError(f"reward.name is {r.name}; an example is proven by its oracle's own answer in search/replace edits, which "
+                         f"needs {PAPER.name}. Give another reward to the training")
+    tokenizer = tokenizer_file(config.tokenizer)
     is_rows = kind == pipeline.SWEBENCH
     filters = FilterSettings(
         bots=c.bots, bug_fix={"auto": "any" if is_rows else "words"}.get(c.bug_fix, c.bug_fix), needs_issue=c.needs_issue,
@@ -66,7 +72,8 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     judge = JudgeSettings(
         filters, examples, config.tokenizer, config.chat, config.prompt.style, c.context_files,
         contamination.load() if c.decontaminate else None, tuple(c.evaluation_files),
-        " ".join(map(files.state, c.evaluation_files)))
+        " ".join(map(files.state, c.evaluation_files)),
+        hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer else "")
     Judge(judge)  # loads the tokenizer and the evaluation's rows: what cannot be read is said now
     return Settings(
         kind, files.absolute(place), files.absolute(config.out), judge, c.clones and files.absolute(c.clones),
@@ -126,8 +133,9 @@ def manifest_of(settings: Settings, outcome: Outcome, said: Mapping[str, Any]) -
         "shards": [{key: shard[key] for key in ("name", "split", "rows", "bytes", "sha256")} for shard in outcome.shards],
         "licences": ordered.get("licences", {}),
         "languages": ordered.get("languages", {}),
-        "prompt_tokens": _quantiles(counts.get("prompt_tokens", {})),
-        "answer_tokens": _quantiles(counts.get("answer_tokens", {})),
+        "flags": ordered.get("flags", {}),
+        "prompt_tokens": _lengths(counts.get("prompt_tokens", {})),
+        "answer_tokens": _lengths(counts.get("answer_tokens", {})),
         "recall_from_issue_alone": {"of": outcome.ranked, **{f"at_{k}": round(value, 4) for k, value in outcome.recall.items()}},
         "funnel": funnel_lib.to_json(outcome.funnel),
         "faults": list(outcome.faults),
@@ -144,21 +152,23 @@ def shards_at(path: str) -> tuple[str, str]:
     """(pattern of the training shards, of the held-out ones) of a directory that `curate` made, "" for what is not there.
 
     Raises:
-      ValueError: it holds none.
+      ValueError: it holds none, or they are not all there yet.
     """
-    names = files.names(path)
-    patterns = [f"{split}-*-of-*.array_record" for split in (shard_stage.TRAIN, shard_stage.HELD_OUT)]
-    found = [os.path.join(path, pattern) if fnmatch.filter(names, pattern) else "" for pattern in patterns]
-    if not found[0]:
-        raise ValueError(f"data: there is no {path}/{patterns[0]}; needed is a directory that --config=configs/curate.py made")
-    return found[0], found[1]
+    made = _finished(path)
+    count = collections.Counter(shard["split"] for shard in made["shards"]) if made else {}
+    if not count.get(shard_stage.TRAIN):
+        raise ValueError(f"data: {path} has no examples to learn from; needed is a directory that --config=configs/curate.py made")
+    train, held_out = (os.path.join(path, f"{split}-?????-of-{count[split]:05d}.array_record") if count[split] else ""
+                       for split in (shard_stage.TRAIN, shard_stage.HELD_OUT))
+    return train, held_out
 
 
 def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool]) -> ml_collections.ConfigDict:
     """The settings with what `data.shards` stands for.
 
     Training learns from the train shards and is judged by the held-out ones. Where lengths were counted with the tokenizer
-    and template of this config, its prompts may be as long as half of the examples need, unless the user says how long.
+    and template of this config, its prompts may be as long as half of the examples need and the model's context allows beside
+    an answer, unless the user says how long; how many fit is printed.
 
     Args:
       config: of any task; unchanged where `data.shards` is not set.
@@ -177,15 +187,20 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
         raise ValueError(f"{path} holds out no example; make it with --config.held_out_share above 0, or name both sets: "
                          "--config.data.train=\"('FILE',)\" --config.data.held_out=FILE")
     config = config_lib.update(config, {"data.train": (train,), "data.held_out": held_out})
-    made = _manifest(path)
+    made = _finished(path)
     flat = dict(config_lib.flat(config))
-    if not made or given("prompt.max_tokens") or any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
+    if any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
         return config
-    needed = made["prompt_tokens"]["median"]
-    if needed > config.prompt.max_tokens:
-        changes: dict[str, Any] = {"prompt.max_tokens": needed}
+    from swerl_jax.policy import hf  # with JAX, which curation does without
+
+    lengths = made["prompt_tokens"]
+    room = hf.find_arch(config.model.arch, shipped.find(config.init)).context - config.answer.max_tokens
+    if config.prompt.max_tokens < (longest := min(lengths["median"], room)) and not given("prompt.max_tokens"):
+        changes: dict[str, Any] = {"prompt.max_tokens": longest}
         config_lib.update(config, changes | ({} if given("engine.prefix_buckets") else {"engine.prefix_buckets": ()}))
-        print(f"prompt.max_tokens is {needed}, so that half of the examples of {path} fit")
+    longest, counts = config.prompt.max_tokens, lengths["counts"]
+    share = sum(count for length, count in counts.items() if int(length) <= longest) / sum(counts.values())
+    print(f"prompt.max_tokens is {longest}: {share:.0%} of the examples of {path} fit")
     return config
 
 
@@ -193,16 +208,16 @@ def inspect(config: ml_collections.ConfigDict, given: Callable[[str], bool], *, 
     """A page of one example, and numbers of the whole set.
 
     Raises:
-      ValueError: there is no such example.
+      ValueError: there is no such example, or the shards are not all there yet.
     """
     path = config.data.shards
-    made = _manifest(path)
+    made = _finished(path)
     text = {name: made["config"][name] if made and not given(name) else dict(config_lib.flat(config))[name]
             for name in TEXT_SETTINGS}
     counter = TokenCounter(Chat(load_tokenizer(text["tokenizer"]), text["chat"]), text["prompt.style"])
     r = config.reward
     reward = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-    examples = open_examples(os.path.join(path, "*-of-*.array_record") if made else path)
+    examples = open_examples(os.path.join(path, "*-?????-of-?????.array_record") if made else path)
     index = config.inspect.index
     if not 0 <= index < len(examples):
         raise ValueError(f"inspect.index is {index}; {path} has the examples 0 to {len(examples) - 1}")
@@ -250,22 +265,36 @@ def _manifest(path: str) -> Any:
     return files.read_json(url) if files.exists(url) else None
 
 
+def _finished(path: str) -> Any:
+    """The manifest of a directory of shards, None where there are none; raises ValueError where they are not those it names."""
+    made, names = _manifest(path), set(files.names(path))
+    if made and made.get("format") != FORMAT:
+        raise ValueError(f"{path}/{MANIFEST_NAME} is of format {made.get('format')}; needed is {FORMAT}: give the "
+                         "--config=configs/curate.py command again")
+    missing = [shard["name"] for shard in made["shards"] if shard["name"] not in names] if made else []
+    if missing or (not made and any(map(shard_stage.SHARD_NAME.fullmatch, names))):
+        raise ValueError(f"{path} is unfinished: it lacks {missing[0] if missing else MANIFEST_NAME}; give the same "
+                         "--config=configs/curate.py command again to complete it")
+    return made
+
+
 def _write_rejects(url: str, outcome: Outcome) -> None:
     with files.written(url) as path, open(path, "wb") as file:
         for one in outcome.rejects:  # compressed files one behind the other are a compressed file
             files.append_to(file, one)
         with gzip.GzipFile("", "wb", 6, file, mtime=0) as last:
-            for reject in outcome.failed:
-                outcomes.write_reject(last, reject)
+            for verdict in outcome.failed:
+                outcomes.write_reject(last, verdict.outcome, verdict.changes)
 
 
-def _quantiles(counts: Mapping[str, int]) -> dict[str, int]:
-    """Median and maximum, in steps of `shard_stage.TOKEN_STEP`, rounded up."""
+def _lengths(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Median, maximum and counts of all lengths, in steps of `shard_stage.TOKEN_STEP`, rounded up."""
     lengths = sorted((int(length), count) for length, count in counts.items())
     if not lengths:
-        return {"median": 0, "max": 0}
+        return {"median": 0, "max": 0, "counts": {}}
     below = np.cumsum([count for _, count in lengths])
-    return {"median": lengths[int(np.searchsorted(below, (below[-1] + 1) // 2))][0], "max": lengths[-1][0]}
+    median = lengths[int(np.searchsorted(below, (below[-1] + 1) // 2))][0]
+    return {"median": median, "max": lengths[-1][0], "counts": {str(length): count for length, count in lengths}}
 
 
 def _told(out: str, manifest: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from swerl_jax.curate import code_terms
 from swerl_jax.curate.lru import Lru
+from swerl_jax.curate.paths import has_words
 
 _CACHED_TERMS = 6_000_000
 _READ_AT_ONCE = 64
@@ -70,7 +71,10 @@ class TermIndex:
     """
 
     def __init__(self, max_files: int):
-        """Of trees with more files the rest are known by their paths alone: those deepest down, then last by name."""
+        """Of trees with more files the rest are known by their paths alone: those deepest down, then last by name.
+
+        So is whatever `paths.has_words` does not hold for, however few there are.
+        """
         self._max_files = max_files
         self._entries: Lru[tuple[str, str], Entry] = Lru(_CACHED_TERMS)
         self._files: dict[str, str] = {}
@@ -122,10 +126,10 @@ class TermIndex:
         return Postings(which, self._slots[rows], self._counts[rows], files)
 
     def _bounded(self, files: Mapping[str, str]) -> dict[str, str]:
-        if len(files) <= self._max_files:
-            return dict(files)
-        order = sorted(files, key=lambda path: (path.count("/"), path))
-        return {path: files[path] if place < self._max_files else "" for place, path in enumerate(order)}
+        read = [path for path in files if has_words(path)]
+        if len(read) > self._max_files:
+            read = sorted(read, key=lambda path: (path.count("/"), path))[:self._max_files]
+        return dict.fromkeys(files, "") | {path: files[path] for path in read}
 
     def _read(self, paths: Sequence[str], files: Mapping[str, str], read) -> list[Entry]:
         found: dict[str, Entry] = {}

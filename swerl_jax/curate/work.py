@@ -30,11 +30,13 @@ class Item:
       name: for people.
       arguments: of the stage's function; strings, numbers, tuples and frozen dataclasses of such.
       state: of the files that it reads, beside what the arguments tell.
+      changes: how many it stands for, as far as is known.
     """
 
     name: str
     arguments: tuple[Any, ...] = ()
     state: str = ""
+    changes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

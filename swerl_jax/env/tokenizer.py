@@ -116,23 +116,34 @@ def load_tokenizer(spec: str) -> Tokenizer:
     Raises:
       ValueError: any other spec, no file there, or a file of another kind.
     """
-    if spec == "byte":
+    file = tokenizer_file(spec)
+    if file is None:
         return ByteTokenizer()
+    kind = spec.partition(":")[0]
+    if kind in _FILE_KINDS:
+        return _FILE_KINDS[kind](file)
+    if file.name == shipped.JSON_TOKENIZER_NAME:
+        return JsonTokenizer(file)
+    # The one is a protocol buffer whose first field is the list of pieces, the other lines of base64.
+    return _FILE_KINDS["sentencepiece" if file.read_bytes()[:1] == b"\n" else "tiktoken"](file)
+
+
+def tokenizer_file(spec: str) -> pathlib.Path | None:
+    """Returns the file that `load_tokenizer` reads, None for "byte", which needs none; raises as it does."""
+    if spec == "byte":
+        return None
     kind, _, path = spec.partition(":")
     model = shipped.find(spec)
     if model is not None:
         file, json_file = pathlib.Path(model, shipped.TOKENIZER_NAME), pathlib.Path(model, shipped.JSON_TOKENIZER_NAME)
-        if json_file.is_file():
-            return JsonTokenizer(json_file)
-        if not file.is_file():
+        if not (file.is_file() or json_file.is_file()):
             raise ValueError(f"tokenizer spec {spec!r}: there is neither {json_file} nor {file}; one must be on this machine")
-        # The one is a protocol buffer whose first field is the list of pieces, the other lines of base64.
-        return _FILE_KINDS["sentencepiece" if file.read_bytes()[:1] == b"\n" else "tiktoken"](file)
+        return json_file if json_file.is_file() else file
     if kind not in _FILE_KINDS or not path:
         raise ValueError(f"tokenizer spec {spec!r}: needed is byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME or hf:DIR")
     if not pathlib.Path(path).is_file():
         raise ValueError(f"tokenizer spec {spec!r}: there is no file {path}")
-    return _FILE_KINDS[kind](path)
+    return pathlib.Path(path)
 
 
 def train_sentencepiece(
