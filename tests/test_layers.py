@@ -120,12 +120,15 @@ MAY_IMPORT = {
     "policy.hf_weights": "policy.arch policy.llama policy.stored",
     "policy.mesh": "",
     "policy.attention": "policy.arch",
-    "policy.llama": "policy.arch policy.attention policy.mesh",
+    "policy.int8": "",
+    "policy.llama": "policy.arch policy.attention policy.int8 policy.mesh",
     "policy.splash": "policy.attention policy.mesh",
     "policy.rows": "policy.arch policy.attention policy.llama policy.mesh policy.splash",
     "policy.decode_kernel": "policy.attention policy.mesh",
     "policy.sampler": "policy.arch policy.attention policy.llama policy.mesh",
-    "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.llama policy.mesh policy.sampler "
+    "policy.engine_weights": "policy.arch policy.int8 policy.llama policy.mesh",
+    "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.engine_weights policy.llama policy.mesh "
+                           "policy.sampler "
                            "policy.splash",
     "policy.engine": "data.records policy.*",
     "policy.team_engine": "policy.*",
