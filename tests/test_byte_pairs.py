@@ -77,6 +77,13 @@ def test_by_hand(tmp_path):
     assert (tmp_path / "copy" / "tokenizer_config.json").exists() and load_tokenizer(f"hf:{tmp_path / 'copy'}").vocab_size == 307
 
 
+def test_whole_words_need_no_merge_where_the_file_says_so(tmp_path):
+    found = _by_hand(merges=["a b", "\u0120 a"], ignore_merges=True)
+    assert JsonTokenizer(_write(tmp_path, found)).encode("ab ab") == [256, 258]
+    found = _by_hand(vocab=found["model"]["vocab"] | {"<think>": 303, "a b": 304})  # added ones need none
+    assert JsonTokenizer(_write(tmp_path, found)).encode("ab<think>") == [256, 303]
+
+
 def test_chatml_by_hand(tmp_path):
     chat = Chat(JsonTokenizer(_write(tmp_path, _by_hand())), "chatml")
     start, end, newline = 301, 302, 198
@@ -125,6 +132,7 @@ def test_an_answer_with_thought_ids_is_scored(tmp_path):
     ({"model": {"type": "Unigram"}}, "model.type is 'Unigram'; supported is 'BPE'"),
     ({"model": _by_hand(merges=["\u0120 a", "a b"])["model"]}, "whose ids follow their merges"),
     ({"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}, "KeyError"),
+    ({"model": _by_hand(merges=["a b", "\u0120 a"])["model"]}, "no merge makes 1 entries of the vocabulary, such as '\u0120ab'"),
     ({"added_tokens": [_added(300, "<a>", single_word=True, rstrip=True)]}, "'<a>' has single_word, rstrip"),
 ])
 def test_what_tiktoken_cannot_run_is_refused(tmp_path, changes, message):

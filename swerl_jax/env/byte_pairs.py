@@ -124,16 +124,14 @@ class JsonTokenizer(BytePairTokenizer):
         self._path = pathlib.Path(path)
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            ranks = _ranks(found["model"])
             split, is_normalized = _split(found["pre_tokenizer"]), _is_normalized(found.get("normalizer"))
             special, verbatim, words = _added(found["added_tokens"])
+            ranks = _ranks(found["model"], {*special.values(), *verbatim.values(), *words.values()})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} cannot be read as a tokenizer.json of byte pairs: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        added = {*special.values(), *verbatim.values(), *words.values()}
-        super().__init__(self._path.name, split, {piece: i for piece, i in ranks.items() if i not in added}, special,
-                         is_normalized, verbatim, words)
+        super().__init__(self._path.name, split, ranks, special, is_normalized, verbatim, words)
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """See `Tokenizer`; files that belong to it (the template and the names of special ids) go with it."""
@@ -146,23 +144,28 @@ class JsonTokenizer(BytePairTokenizer):
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt", "vocab.json")
 
 
-def _ranks(model: Mapping[str, Any]) -> dict[bytes, int]:
-    """Bytes → id, where the order of the ids is that of the merges, as tiktoken needs it."""
+def _ranks(model: Mapping[str, Any], added: Collection[int]) -> dict[bytes, int]:
+    """Bytes → id of all but the added ones, where the order of the ids is that of the merges, as tiktoken needs it."""
     wrong = [f"model.{key} is {model[key]!r}; supported is {value!r}" for key, value in {
         "type": "BPE", "dropout": None, "byte_fallback": False, "fuse_unk": False}.items() if model.get(key, value) != value]
     if wrong or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ValueError("; ".join(wrong) or "model has a prefix or suffix of subwords; supported is none")
     byte = {char: i for i, char in enumerate(_byte_characters())}
     vocabulary = model["vocab"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     last = -1
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    for left, right in merges:
         merged = vocabulary[left + right]
         if merged < last:
             raise ValueError(f"the merge of {left!r} and {right!r} gives id {merged} behind one that gives {last}; supported "
                              "are vocabularies whose ids follow their merges")
         last = merged
-    return {bytes(byte[char] for char in piece): i for piece, i in vocabulary.items()}
+    ranks = {piece: i for piece, i in vocabulary.items() if i not in added}
+    unmade = ranks.keys() - {left + right for left, right in merges} - byte.keys()
+    if unmade and not model.get("ignore_merges"):
+        raise ValueError(f"no merge makes {len(unmade)} entries of the vocabulary, such as {min(unmade)!r}; supported is that "
+                         "with model.ignore_merges true")
+    return {bytes(byte[char] for char in piece): i for piece, i in ranks.items()}
 
 
 def _added(tokens: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
