@@ -122,8 +122,16 @@ def held_out_path(config: ml_collections.ConfigDict, run: pathlib.Path) -> str:
 
 
 def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tuple[str, ...]) -> Text:
-    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory."""
+    """The tokenizer with chat template and budgets; one trained here, or by the run of `init`, is kept in the run's directory.
+
+    Raises:
+      ValueError: the tokenizer cannot be had, is not that of the model which `init` names, or lacks the template's special ids.
+    """
     kind, _, size = config.tokenizer.partition(":")
+    model = shipped.find(config.init)
+    if kind == "byte" and model is not None and shipped.has_tokenizer(model):
+        raise ValueError(f"init is {config.init}, which has a tokenizer, and tokenizer is byte; set "
+                         f"--config.tokenizer={config.init}")
     if kind == "train":
         path = directory / TOKENIZER_PATH
         if not path.exists() and (origin := pathlib.Path(config.init, TOKENIZER_PATH)).exists():

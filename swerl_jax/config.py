@@ -305,9 +305,11 @@ _RULES = (
     _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
           "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
           "--config.init"),
-    _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer.startswith("train:"),
-          "init is {init} and tokenizer {tokenizer}: the parameters belong to another tokenizer than one trained here; set "
-          "--config.tokenizer={init}"),
+    # A remote model has its tokenizer elsewhere: that must be on this machine.
+    _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer != c.init and (
+              c.tokenizer.startswith("train:") or c.tokenizer.startswith(("hf:", "embedded:")) and "://" not in c.init),
+          "init is {init} and tokenizer {tokenizer}: the parameters belong to another tokenizer; set --config.tokenizer={init} "
+          "(of a model that shares its tokenizer with another's directory, name the file: json:PATH or tiktoken:PATH)"),
     _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),

@@ -297,7 +297,7 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if model is not None:
         path = pathlib.Path(model, shipped.SETTINGS_NAME)
         own = {"model.arch": "init", "init": config.checkpoint}
-        if any(pathlib.Path(model, name).exists() for name in (shipped.TOKENIZER_NAME, shipped.JSON_TOKENIZER_NAME)):
+        if shipped.has_tokenizer(model):
             own["tokenizer"] = config.checkpoint
     elif not pathlib.Path(config.checkpoint).is_dir():
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")

@@ -141,6 +141,12 @@ def test_a_run_that_begins_with_another_keeps_its_tokenizer(tmp_path):
     assert (directory / assemble.TOKENIZER_PATH).read_bytes() == origin.read_bytes()
 
 
+def test_bytes_are_not_given_to_a_model_with_a_tokenizer(tmp_path):
+    config = config_lib.update(config_lib.default(), {"init": "embedded:tiny", "tokenizer": "byte"})
+    with pytest.raises(ValueError, match="set --config.tokenizer=embedded:tiny"):
+        assemble.text(config, tmp_path, ())
+
+
 @pytest.mark.slow
 def test_rollouts_are_scored_again_by_the_score_task(trained, tmp_path):
     _, directory, _ = trained
@@ -175,6 +181,7 @@ WRONG = {
                      "--config.rl.steps=many: invalid literal for int()"),
     "an unknown flag": (["--config=configs/tiny.py", "--resum"], "Unknown command line flag 'resum'"),
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
+    "another model's tokenizer": (["--config=configs/tiny.py", "--config.init=hf:model"], "set --config.tokenizer=hf:model"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
     "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),

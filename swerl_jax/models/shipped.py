@@ -29,3 +29,8 @@ def find(spec: str) -> str | None:
             raise ValueError(f"{spec}: there is no directory {name}")
         return name
     return None
+
+
+def has_tokenizer(directory: str) -> bool:
+    """Whether a directory of a model, on this machine, holds a tokenizer's file."""
+    return any(pathlib.Path(directory, name).is_file() for name in (TOKENIZER_NAME, JSON_TOKENIZER_NAME))
