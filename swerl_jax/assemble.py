@@ -164,7 +164,7 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     Raises:
       ValueError: unknown name, or the tokenizer has more ids than the model.
     """
-    known = hf.find_arch(config.model.arch, shipped.find(config.init))
+    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
     is_own = config.model.arch == "init"
     if not is_own and (config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:"))):
         return dataclasses.replace(known, V=tokenizer.vocab_size)

@@ -136,7 +136,7 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
     from swerl_jax.policy import chips, hf
 
     topology = chips.parse_topology(name)
-    known = hf.find_arch(config.model.arch, shipped.find(config.init))
+    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
     devices = planning.devices(topology)
     if config.mesh.slice == 1 and topology.slices > 1:
         config = config_lib.update(config.copy_and_resolve_references(), {"mesh.slice": topology.slices})

@@ -162,11 +162,11 @@ def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
 
 def test_a_model_is_found_by_name_or_where_training_begins(saved):
     arch, _, directory = saved
-    assert hf.find_arch("init", str(directory)) == arch
-    assert hf.find_arch("llama3-8b", str(directory)).parameters == 8_030_261_248
+    assert hf.find_arch("init", lambda: str(directory)) == arch
+    assert hf.find_arch("llama3-8b", lambda: str(directory)).parameters == 8_030_261_248
     for name, where in (("init", None), ("gpt2", str(directory))):
         with pytest.raises(ValueError, match=f"model.arch is '{name}'; needed is one of tiny, .* or init with"):
-            hf.find_arch(name, where)
+            hf.find_arch(name, lambda: where)
 
 
 def test_newer_and_older_configs_are_read(tmp_path):

@@ -111,6 +111,7 @@ def test_only_the_change_learns_beside_a_bfloat16_base():
     inputs = {"qkv": ARCH.D, "out": ARCH.N * ARCH.H, "gate_up": ARCH.D, "down": ARCH.F}
     outputs = {"qkv": ARCH.K * (ARCH.G + 2) * ARCH.H, "out": ARCH.D, "gate_up": 2 * ARCH.F, "down": ARCH.D}
     size = ARCH.L * RANK * sum(inputs[name] + outputs[name] for name in MATRICES)
+    assert size == ARCH.low_rank_parameters(RANK, MATRICES)
     assert kept == 2 * size + 2  # two moments of the change, two counts
 
 

@@ -218,3 +218,37 @@ def test_dry_run_counts_what_there_is():
     assert "each on 16 prompts (256 answers)" in output
 
 
+def dry_run(config, *arguments):
+    """(the output, GiB by part: "in all" and "disk" among them)."""
+    output = small.run(f"--config=configs/{config}", *arguments, "--dry_run").stdout
+    disk = re.search(r": ([\d.]+) GiB a checkpoint", output)[1]
+    return output, {name: float(size) for size, name in re.findall(r"^ +([\d.]+) GiB  (.*)$", output, re.MULTILINE)} | {
+        "disk": float(disk)}
+
+
+def test_dry_run_counts_moments_as_they_are_kept():
+    n = 70_553_706_496 / 2**30
+    _, sizes = dry_run("70b.py:v6e")
+    assert sizes["parameters, float32"] == sizes["gradient"] == pytest.approx(4 * n, abs=0.01)
+    assert sizes["Adam's two moments, bfloat16"] == pytest.approx(2 * 2 * n, abs=0.01)
+    assert sizes["disk"] == pytest.approx(8 * n, abs=0.01)
+
+
+def test_an_8b_model_learns_on_one_accelerator_of_80_gb():
+    """Llama 3.1 8B has 8,030,261,248 parameters (its model card's 8.03B); bytes by hand."""
+    output, _ = dry_run("8b.py")
+    assert "8,030,261,248 parameters" in output and " learn" not in output.partition("model    ")[2].splitlines()[0]
+    output, sizes = dry_run("8b.py:lora")
+    change = 32 * 16 * (4096 + 6144 + 4096 + 4096 + 4096 + 2 * 14_336 + 14_336 + 4096)
+    assert change == 35_651_584 and f"8,030,261,248 parameters (published vocabulary of 128,256); {change:,} learn" in output
+    expected = {
+        "parameters, bfloat16": 2 * 8_030_261_248, "low-rank change, float32": 4 * change,
+        "Adam's two moments, float32": 8 * change, "gradient": 4 * change, "engine's weights": 2 * (8_030_261_248 + change),
+        # 32 answers at a time: each evaluated one with its own prompt; 8 key heads of 128, keys and values, bfloat16
+        "keys and values, training or evaluating": 32 * (6144 + 2048) * 2 * 32 * 8 * 128 * 2,
+        "disk": 2 * 8_030_261_248 + 12 * change}
+    assert {name: sizes[name] for name in expected} == {
+        name: pytest.approx(size / 2**30, abs=0.006) for name, size in expected.items()}
+    assert sizes["in all, without temporaries"] < 0.95 * 80e9 / 2**30
+
+

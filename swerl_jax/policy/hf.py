@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swerl_jax.policy import stored
@@ -45,14 +45,14 @@ _LLAMA3 = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_fact
 _YARN = {"factor": "factor", "fast": "beta_fast", "slow": "beta_slow", "original_context": "original_max_position_embeddings"}
 
 
-def find_arch(name: str, directory: str | None) -> Arch:
-    """A row of ARCHS by its name, or for "init" the model in `directory`, where training begins with one.
+def find_arch(name: str, directory: Callable[[], str | None]) -> Arch:
+    """A row of ARCHS by its name, or for "init" the model in `directory()`, where training begins with one.
 
     Raises:
       ValueError: unknown name, or no directory; or as `read_arch`.
     """
-    if name == "init" and directory is not None:
-        return read_arch(directory)
+    if name == "init" and (found := directory()) is not None:
+        return read_arch(found)
     if name not in ARCHS:
         raise ValueError(f"model.arch is {name!r}; needed is one of {', '.join(ARCHS)}, or init with --config.init=hf:DIR "
                          "(or embedded:NAME)")
