@@ -159,15 +159,15 @@ def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
-    """The configured sizes; a tokenizer trained here, or of bytes, sets the vocabulary.
+    """The configured sizes; a tokenizer trained here, or of bytes, sets the vocabulary, a model's own enlarges it.
 
     Raises:
       ValueError: unknown name, or the tokenizer has more ids than the model.
     """
     known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
-    is_own = config.model.arch == "init"
-    if not is_own and (config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:"))):
-        return dataclasses.replace(known, V=tokenizer.vocab_size)
+    kind = config.tokenizer.partition(":")[0]
+    if config.model.arch != "init" and kind in ("byte", "train", "embedded", "hf"):
+        return dataclasses.replace(known, V=max(known.V, tokenizer.vocab_size) if kind == "hf" else tokenizer.vocab_size)
     if tokenizer.vocab_size > known.V:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "
                          "use the model's own tokenizer")

@@ -141,6 +141,14 @@ def test_a_run_that_begins_with_another_keeps_its_tokenizer(tmp_path):
     assert (directory / assemble.TOKENIZER_PATH).read_bytes() == origin.read_bytes()
 
 
+@pytest.mark.parametrize("tokenizer, arch, V", [  # the rows have 151,936 and 768
+    ("hf:DIR", "qwen3-8b", 151_936), ("hf:DIR", "tiny", 1024), ("embedded:tiny", "tiny", 1024), ("byte", "qwen3-8b", 262)])
+def test_the_vocabulary_of_a_named_model(tmp_path, tokenizer, arch, V):
+    tokenizer = tokenizer.replace("DIR", shipped.find("embedded:tiny"))
+    config = config_lib.update(config_lib.default(), {"model.arch": arch, "tokenizer": tokenizer})
+    assert assemble.arch(config, load_tokenizer(tokenizer)).V == V
+
+
 def test_bytes_are_not_given_to_a_model_with_a_tokenizer(tmp_path):
     config = config_lib.update(config_lib.default(), {"init": "embedded:tiny", "tokenizer": "byte"})
     with pytest.raises(ValueError, match="set --config.tokenizer=embedded:tiny"):
