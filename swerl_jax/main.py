@@ -227,8 +227,7 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        learner = assemble.learner(config, arch, mesh, "rl")
-        model = learner.merged(assemble.load_params(config.checkpoint, learner))
+        model = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
 
         def add_files(place: pathlib.Path) -> None:
             kind, _, file = text.tokenizer.save(place).partition(":")

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from swerl_jax.policy import stored
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, parameter_name
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, merged, parameter_name
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -180,7 +180,7 @@ def write(directory: pathlib.Path, arch: Arch, model: Any, dtype: str, max_file_
 
     Args:
       directory: exists.
-      model: a `policy.llama.Llama`; one array of one layer at a time comes to the host.
+      model: a `policy.llama.Llama`; one array of one layer at a time comes to the host, a low-rank change added in float32.
       dtype: one of DTYPES. max_file_bytes: of the data in one file; a single tensor may exceed it.
 
     Raises:
@@ -196,7 +196,7 @@ def _parts(arch: Arch, model: Any, dtype: np.dtype) -> Iterator[stored.Part]:
 
     @functools.lru_cache(1)  # tensors that share an array follow each other
     def fetch(name: str, i: int | None) -> np.ndarray:
-        return np.asarray(getattr(model, name)[...] if i is None else getattr(model.layers, name)[...][i])
+        return np.asarray(getattr(model, name)[...] if i is None else merged(model.layers, name, i))
 
     def make(place: _Place, name: str, i: int | None) -> np.ndarray:
         axes = TOP_AXES[place.ours] if i is None else LAYER_AXES[place.ours].removeprefix("L ")
