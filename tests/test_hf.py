@@ -200,6 +200,38 @@ def test_tensors_that_do_not_fit_are_all_named(saved):
         assert part in str(error.value)
 
 
+def test_a_tied_matrix_may_be_there_twice_but_not_in_two_versions(tmp_path):
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    embed = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embed.copy()}, path)
+    np.testing.assert_array_equal(load(tmp_path / "model", TIED)["embed"], embed)
+    other = embed.copy()
+    other[-1, -1] += 1
+    for wrong in (other, embed[:-1].copy()):
+        save_file(tensors | {"lm_head.weight": wrong}, path)
+        with pytest.raises(ValueError, match="lm_head.weight is not model.embed_tokens.weight, though tie_word_embeddings is true"):
+            load(tmp_path / "model", TIED)
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    write(tmp_path / "model", UNTIED, reference.random_model(UNTIED), "float32")
+    path = tmp_path / "model" / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    aligned = -(8 + length) % 64  # only an aligned array can be the file itself
+    path.write_bytes((length + aligned).to_bytes(8, "little") + data[8:8 + length] + b" " * aligned + data[8 + length:])
+    learner = Learner(UNTIED, reference.one_device(), OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"))
+    model = hf_weights.load(str(tmp_path / "model"), UNTIED, learner.abstract.params)
+    before = {name: x.copy() for name, x in reference.parameters(model).items()}
+    with path.open("r+b") as file:
+        file.seek(8 + length + aligned)
+        file.write(b"\0" * (len(data) - 8 - length))
+    for name, x in reference.parameters(model).items():
+        np.testing.assert_array_equal(x, before[name])
+
+
 def test_damaged_files_are_named(tmp_path):
     directory = tmp_path / "model"
     write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)

@@ -28,6 +28,8 @@ from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, merged, parameter_name
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_CHUNK = 2**22  # numbers compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ class _Place:
 def _places(arch: Arch) -> tuple[list[_Place], list[_Place]]:
     """(of the top, of a layer): every tensor of the model."""
     G = arch.G
-    top = [_Place("embed", "model.embed_tokens.weight", "V D"), _Place("final_norm", "model.norm.weight", "D")]
+    top = [_Place("embed", _EMBED, "V D"), _Place("final_norm", "model.norm.weight", "D")]
     if not arch.is_tied:
-        top.append(_Place("head", "lm_head.weight", "V D"))
+        top.append(_Place("head", _HEAD, "V D"))
     heads = (("q", 0, G), ("k", G, G + 1), ("v", G + 1, G + 2))
     layer = [
         _Place("attention_norm", "input_layernorm.weight", "D"),
@@ -122,7 +124,8 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
         name = parameter_name(path)
         if name in TOP_AXES:
             (place,) = [place for place in top if place.ours == name]
-            return _placed(place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes), x.sharding, x.dtype)
+            view = place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes)
+            return _placed(view, x.sharding, x.dtype, is_kept=True)
         places = [place for place in layer if place.ours == name]
         return _stacked(x, LAYER_AXES[name], {
             (i, place): tensors[f"model.layers.{i}.{place.theirs}"] for i in range(arch.L) for place in places}, sizes)
@@ -130,9 +133,13 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     return jax.tree_util.tree_map_with_path(make, abstract)
 
 
-def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
-    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`."""
-    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=False))
+def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any, *, is_kept: bool = False) -> jax.Array:
+    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`.
+
+    A CPU's array may be the file itself: one that is kept is a copy.
+    """
+    is_copy = is_kept and next(iter(sharding.device_set)).platform == "cpu"
+    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=is_copy))
 
 
 def _stacked(x: jax.ShapeDtypeStruct, axes: str, tensors: Mapping[tuple[int, _Place], stored.Stored],
@@ -157,15 +164,25 @@ def _put(stack: jax.Array, one: jax.Array, start: list[int]) -> jax.Array:
 
 def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored]) -> None:
     wanted = shapes(arch)
-    ignored = {"lm_head.weight"} if arch.is_tied else set()  # some write the tied matrix twice
+    ignored = {_HEAD} if arch.is_tied else set()  # some write the tied matrix twice
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not in the model" for name in tensors
                if name not in wanted and name not in ignored and not name.endswith("rotary_emb.inv_freq")]
     faults += [f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}; needed is {list(shape)} of "
                f"{' or '.join(DTYPES)}" for name, shape in wanted.items()
                if name in tensors and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES.values())]
+    if arch.is_tied and _HEAD in tensors and _EMBED in tensors and not _is_equal(tensors[_HEAD], tensors[_EMBED]):
+        faults.append(f"{_HEAD} is not {_EMBED}, though tie_word_embeddings is true; set that to false, or leave {_HEAD} out")
     if faults:
         raise ValueError(f"the tensors in {directory} do not fit its config.json:\n  " + "\n  ".join(faults))
+
+
+def _is_equal(one: stored.Stored, other: stored.Stored) -> bool:
+    """Whether two tensors have the same numbers; of a local file a few are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.read().reshape(-1), other.read().reshape(-1)
+    return all(np.array_equal(a[i:i + _CHUNK], b[i:i + _CHUNK]) for i in range(0, a.size, _CHUNK))
 
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
