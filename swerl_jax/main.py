@@ -177,7 +177,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
     """A checkpoint on an example file: the table with intervals."""
     with _readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble
+        from swerl_jax import assemble, parameters
         from swerl_jax.learn import evaluate as evaluation, report
         from swerl_jax.learn.rl import rollout_rows
 
@@ -185,7 +185,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
         held_out = assemble.held_out_path(config, run)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     if config.eval.output:
@@ -198,14 +198,14 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Answers one issue about given files and shows the diff."""
     with _readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble, engines
+        from swerl_jax import assemble, engines, parameters
         from swerl_jax.learn import answer
 
         example = answer.read_example(config.sample.issue, config.sample.files)
         run = _run_directory(config)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=1, samples=1, groups=1,
                                 temperature=config.sample.temperature, purpose="sample")
         engine.load(params, 0)
@@ -222,12 +222,12 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             raise ValueError(f"{out} exists already; name a new directory with --config.out, or delete it yourself")
         config = _with_run(config)
         kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
-        from swerl_jax import assemble
+        from swerl_jax import assemble, parameters
         from swerl_jax.learn import export as exporting
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        model = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        model = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
 
         def add_files(place: pathlib.Path) -> None:
             kind, _, file = text.tokenizer.save(place).partition(":")
@@ -272,7 +272,7 @@ def report_colour() -> bool:
 
 def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any], processes: Any) -> tuple[Any, int]:
     """(state, step) to begin with: a fresh one, one from `config.init`, or the run's own newest checkpoint."""
-    from swerl_jax import assemble
+    from swerl_jax import parameters
 
     restored = loop.restore() if RESUME.value else None
     if restored is not None:
@@ -281,7 +281,7 @@ def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any], proc
     learner = phases[0].learner
     if config.init == "random":
         return learner.init(config.seed), 0
-    return learner.begin(assemble.load_params(config.init, learner, processes)), 0
+    return learner.begin(parameters.load(config.init, learner, processes)), 0
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -290,18 +290,17 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such directory, or together they cannot work.
     """
-    path = _run_directory(config) / run_directory.CONFIG_NAME
     model = shipped.find(config.checkpoint)
-    own: dict[str, Any] = {}
     if model is not None:
         path = pathlib.Path(model, shipped.SETTINGS_NAME)
-        own = {"model.arch": "init", "init": config.checkpoint}
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
+        saved |= {"model.arch": "init", "init": config.checkpoint}
         if shipped.has_tokenizer(model):
-            own["tokenizer"] = config.checkpoint
-    elif not pathlib.Path(config.checkpoint).is_dir():
+            saved["tokenizer"] = config.checkpoint
+    elif pathlib.Path(config.checkpoint).is_dir():
+        saved = run_directory.read_settings(pathlib.Path(config.checkpoint))
+    else:
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
-    saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
-    saved |= own
     plain = dict(config_lib.flat(config_lib.default()))
     said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
     given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
@@ -333,8 +332,7 @@ def _shards_flag(argument: str) -> str:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    given = pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint)
-    return given if (given / run_directory.CONFIG_NAME).exists() else given.parent
+    return run_directory.find(pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint))
 
 
 def _resume_command(directory: pathlib.Path) -> str:

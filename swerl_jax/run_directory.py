@@ -25,6 +25,26 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if not name.startswith(OF_PROCESS)}
 
 
+def find(directory: pathlib.Path) -> pathlib.Path:
+    """The directory of the run that `directory` is, or lies in."""
+    return directory if (directory / CONFIG_NAME).exists() else directory.parent
+
+
+def read_settings(directory: pathlib.Path) -> dict[str, Any]:
+    """What `settings` gave when the run that `directory` is, or lies in, began; {} where no file says.
+
+    Raises:
+      ValueError: the file there is another one than a run's.
+    """
+    path = find(directory) / CONFIG_NAME
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}") from error
+
+
 def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:
     """Makes the run's directory, or checks that the one there may be gone on with.
 
@@ -37,7 +57,7 @@ def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_re
         if not path.exists():
             raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
                              "leave --resume out to start one")
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        saved = read_settings(directory)
         free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
         changed = [f"  {name}: was {saved.get(name)!r}, is {value!r}" for name, value in wanted.items()
                    if saved.get(name) != value and not name.startswith(free)]

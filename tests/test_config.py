@@ -82,6 +82,8 @@ REFUSALS = {
                   "set --config.tokenizer=hf:model"),
     "other_tokenizer": ({"init": "hf:model", "tokenizer": "embedded:tiny"}, "init is hf:model and tokenizer embedded:tiny",
                         "set --config.tokenizer=hf:model"),
+    "muon": ({"init": "run", "lora.rank": 4, "rl.muon_learning_rate": 0.02}, "lora.rank is 4.*rl.muon_learning_rate 0.02",
+             "set the rate to 0"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "more answers than eval.samples 1"),

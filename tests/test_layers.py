@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "models.shipped": "",
     "run_directory": "config data.atomic_file",
     "together": "run_directory learn.processes",
+    "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
     "main": "*",
     "assemble": "*",
@@ -130,7 +131,7 @@ MAY_IMPORT = {
     "policy.engine": "data.records policy.*",
     "policy.team_engine": "policy.*",
     # learn/: what learns
-    "learn.export": "learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
+    "learn.export": "models.shipped learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
     "learn.plan": "learn.batch learn.flop_count learn.hlo_count learn.learner policy.*",
     "learn.plan_table": "learn.plan policy.chips",
     "learn.plan_search": "learn.plan",

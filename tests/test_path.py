@@ -114,13 +114,16 @@ def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
     assert json.loads((model / "settings.json").read_text())["config"]["tokenizer"] == "byte"
     assert "exists already" in refusal(*export)
     answers = []
-    for checkpoint in (directory, f"hf:{model}"):
+    done = small.run(*export[:-1], f"--config.out={tmp_path / 'orbax'}", "--config.format=orbax")
+    assert done.returncode == 0, done.stderr
+    for checkpoint in (directory, f"hf:{model}", tmp_path / "orbax"):
         output = tmp_path / f"{len(answers)}.jsonl"
         done = small.run(config, "--config.task=eval", f"--config.checkpoint={checkpoint}",
                          f"--config.data.held_out={data / 'held_out.jsonl'}", f"--config.eval.output={output}")
         assert done.returncode == 0, done.stderr
         answers.append(output.read_text())
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
+    assert f"give hf:{model}" in refusal(config, "--config.task=eval", f"--config.checkpoint={model}")
     done = small.run(config, f"--config.init=hf:{model}", "--config.phases=('rl',)", "--config.rl.steps=1",
                      f"--workdir={tmp_path / 'more'}")
     assert done.returncode == 0, done.stderr

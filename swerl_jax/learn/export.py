@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from swerl_jax.learn.checkpoint import save_arrays
 from swerl_jax.learn.learner import params_to_arrays
+from swerl_jax.models import shipped
 from swerl_jax.policy import hf, hf_weights
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import MATRICES, Llama, is_low_rank, merged
 
 FORMATS = ("hf", "orbax")
 GENERATION_NAME = "generation_config.json"
-PARAMS_NAME = "params"  # of the Orbax directory
 
 
 def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: str, stop_ids: Sequence[int],
@@ -43,7 +43,7 @@ def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: 
         hf_weights.write(partial, arch, model, dtype, max_file_bytes)
         _write_json(partial / GENERATION_NAME, {"do_sample": True, "temperature": 1.0, "eos_token_id": list(stop_ids)})
     elif kind == "orbax":
-        save_arrays(partial / PARAMS_NAME, _arrays(arch, model, hf_weights.DTYPES[dtype]))
+        save_arrays(partial / shipped.PARAMS_NAME, _arrays(arch, model, hf_weights.DTYPES[dtype]))
     else:
         raise ValueError(f"format is {kind!r}; needed is one of {', '.join(FORMATS)}")
     _write_json(partial / hf.CONFIG_NAME, hf.config(arch, dtype))
