@@ -215,6 +215,59 @@ def test_a_tied_matrix_may_be_there_twice_but_not_in_two_versions(tmp_path):
             load(tmp_path / "model", TIED)
 
 
+def rewrite_header(path, change):
+    """Gives a file another header for the same data."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8:8 + length]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length:])
+
+
+def test_headers_that_cannot_be_meant_are_told(tmp_path):
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    path, norm = tmp_path / "model" / "model.safetensors", "model.norm.weight"
+    whole = path.read_bytes()
+    for change, message in (
+            ({"data_offsets": [-128, 0]}, "has the entry .* of numbers from 0"), ({"shape": 32}, "has the entry"),
+            ({"shape": [32.0]}, "has the entry"), ({"data_offsets": [0]}, "has the entry"), ({"dtype": ["F32"]}, "has the entry"),
+            ({"data_offsets": [4, 132]}, "begins at byte 4 of the data, where another"), ({"shape": [31]}, r"has 128 bytes for F32 \[31\]")):
+        rewrite_header(path, lambda header: header | {norm: header[norm] | change})
+        with pytest.raises(ValueError, match=rf"model.safetensors: {norm} {message}") as error:
+            load(tmp_path / "model", TIED)
+        assert len(str(error.value).splitlines()) == 2
+        path.write_bytes(whole)
+    for wrong in ([], {norm: 3}):
+        rewrite_header(path, lambda header: wrong)
+        with pytest.raises(ValueError, match="not a table of tensors|has the entry 3"):
+            load(tmp_path / "model", TIED)
+        path.write_bytes(whole)
+    rewrite_header(path, lambda header: header | {norm: header[norm] | {"dtype": "F8_E4M3", "shape": [128]}} | {
+        "more": {"dtype": "F8_E5M2", "shape": [0], "data_offsets": [0, 0]}, "most": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
+    with pytest.raises(ValueError, match="(?s)is of dtype F8_E5M2; .*is of dtype F8_E4M3; .*most is not in the model"):
+        load(tmp_path / "model", TIED)
+
+
+def test_an_index_and_its_files_must_agree(tmp_path):
+    directory = tmp_path / "model"
+    write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)
+    index = directory / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    first = sorted(set(said["weight_map"].values()))[0]
+    save_file({"model.norm.weight": np.zeros(32, np.float32), "stale": np.zeros(3, np.float32)} | load_file(directory / first),
+              directory / first)
+    index.write_text(json.dumps({"weight_map": said["weight_map"] | {"lost": first}}))
+    with pytest.raises(ValueError, match=f"(?s)lost is not in {first}, where .*stale is in {first} and not so in the index"):
+        load(directory, TIED)
+    for wrong in ({}, {"weight_map": []}, {"weight_map": {"a": 3}}, []):
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="index.json cannot be read"):
+            load(directory, TIED)
+    index.write_text(json.dumps(said))
+    save_file({"model.norm.weight": np.zeros(32, np.float32)}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match="holds model.safetensors and an index of other files; delete"):
+        load(directory, TIED)
+
+
 def test_what_was_read_does_not_change_with_the_file(tmp_path):
     write(tmp_path / "model", UNTIED, reference.random_model(UNTIED), "float32")
     path = tmp_path / "model" / "model.safetensors"
@@ -237,7 +290,7 @@ def test_damaged_files_are_named(tmp_path):
     write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)
     last = max(directory.glob("*.safetensors"))
     whole = last.read_bytes()
-    for data, message in ((whole[:-8], r"down_proj.weight ends at byte .* it is cut off"), (b"", "header claims 0 bytes"),
+    for data, message in ((whole[:-8], r"down_proj.weight ends at byte .* it is cut off$"), (b"", "header claims 0 bytes"),
                           (b"\xff" * 100, "header claims"), (whole[:8] + b"x" + whole[9:], "cannot be read as safetensors")):
         last.write_bytes(data)
         with pytest.raises(ValueError, match=message) as error:

@@ -115,8 +115,8 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     Raises:
       ValueError: missing, surplus or misshapen tensors, all of them named; or a file that cannot be read.
     """
-    tensors = stored.find(directory)
-    _check(directory, arch, tensors)
+    tensors, damaged = stored.find(directory)
+    _check(directory, arch, tensors, damaged)
     top, layer = _places(arch)
     sizes = _sizes(arch)
 
@@ -162,10 +162,10 @@ def _put(stack: jax.Array, one: jax.Array, start: list[int]) -> jax.Array:
     return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(held, new, start), stack.dtype)
 
 
-def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored]) -> None:
+def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored], damaged: Mapping[str, str]) -> None:
     wanted = shapes(arch)
     ignored = {_HEAD} if arch.is_tied else set()  # some write the tied matrix twice
-    faults = [f"{name} is missing" for name in wanted if name not in tensors]
+    faults = [*damaged.values(), *(f"{name} is missing" for name in wanted if name not in tensors and name not in damaged)]
     faults += [f"{name} is not in the model" for name in tensors
                if name not in wanted and name not in ignored and not name.endswith("rotary_emb.inv_freq")]
     faults += [f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}; needed is {list(shape)} of "
