@@ -148,6 +148,13 @@ def test_half_precision_is_rounded_and_never_overflows(tmp_path):
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "the rope_type is 'dynamic'"),
     ({"rope_scaling": {"type": "linear", "factor": 4}}, "the rope_type is 'linear'"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "attention_factor of YaRN is 1.0"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "factor of YaRN is missing"),
+    ({"rope_parameters": {"rope_theta": 1000.0, "partial_rotary_factor": 0.5}, "rope_scaling": None},
+     "partial_rotary_factor is 0.5; supported is 1.0"),
+    ({"rope_parameters": {"rope_theta": 1000.0}, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling and rope_theta say"),
+    ({"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": None}, "'rope_theta': 500.0, .* say .*'rope_theta': 1000.0}; needed"),
+    ({"auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map is .*; supported is None"),
+    ({"model_type": "mistral"}, "model_type is 'mistral'; supported is '(llama|qwen2|qwen3)'"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
     ({"num_key_value_heads": 3}, "do not divide"),
 ])
@@ -177,11 +184,14 @@ def test_newer_and_older_configs_are_read(tmp_path):
 
     yarn = YarnScaling(factor=4.0, fast=32.0, slow=1.0, original_context=8192)
     for rope in ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0}},  # transformers 5
-                 {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1000}):  # Qwen2.5's model card
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1000},  # Qwen2.5's model card
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}, "rope_theta": 1000},
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0},  # both, in agreement
+                  "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0}}):
         assert read(**rope) == dataclasses.replace(TIED, rope_scaling=yarn)
     assert read(rope_parameters={"rope_type": "default", "rope_theta": 1000.0}) == TIED
     assert read(rope_theta=1000.0, head_dim=None).H == TIED.D // TIED.N
-    assert read(rope_theta=1000.0, architectures=["Qwen3ForCausalLM"]).has_qk_norm
+    assert read(rope_theta=1000.0, architectures=["Qwen3ForCausalLM"], model_type="qwen3").has_qk_norm
 
 
 def test_tensors_that_do_not_fit_are_all_named(saved):
