@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
     with _readable_errors():
-        from swerl_jax import assemble, together
+        from swerl_jax import assemble, origin, together
         from swerl_jax.learn import summary
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
         from swerl_jax.learn.loop import Loop, LoopSettings, StopSignal
@@ -95,8 +95,10 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         stop.install()
         together.meet(config, directory, processes, is_resumed=RESUME.value)
         train_paths, held_out = processes.first("making tasks", lambda: assemble.data_paths(config, directory))
-        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, train_paths))
-        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        processes.first("keeping the model's description", lambda: origin.keep(directory, config.init, config.tokenizer))
+        own = config_lib.update(config.copy_and_resolve_references(), origin.kept(directory, config.tokenizer))
+        text = processes.after_first("making the tokenizer", lambda: assemble.text(own, directory, train_paths))
+        arch, mesh = assemble.arch(own, text.tokenizer), assemble.mesh(config)
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with _readable_errors():
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
@@ -222,7 +224,7 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             raise ValueError(f"{out} exists already; name a new directory with --config.out, or delete it yourself")
         config = _with_run(config)
         kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
-        from swerl_jax import assemble, parameters
+        from swerl_jax import assemble, origin, parameters
         from swerl_jax.learn import export as exporting
 
         text = assemble.text(config, _run_directory(config), ())
@@ -234,7 +236,8 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             kept["tokenizer"] = f"{kind}:{pathlib.Path(file).name}" if file else kind  # the directory may move
             write_atomically(place / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
 
-        exporting.export(out, arch, model, config.format, config.export.dtype, text.chat.stop_ids,
+        ids, generation = origin.token_ids(config.init, text.tokenizer, text.chat.stop_ids)
+        exporting.export(out, arch, model, config.format, config.export.dtype, ids, generation,
                          int(config.export.max_file_gb * 1e9), add_files)
         print(f"{out}: {arch.parameters:,} parameters in {config.export.dtype}")
 
@@ -298,7 +301,11 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if shipped.has_tokenizer(model):
             saved["tokenizer"] = config.checkpoint
     elif pathlib.Path(config.checkpoint).is_dir():
-        saved = run_directory.read_settings(pathlib.Path(config.checkpoint))
+        from swerl_jax import origin
+
+        run = run_directory.find(pathlib.Path(config.checkpoint))
+        saved = run_directory.read_settings(run)
+        saved |= origin.kept(run, saved.get("tokenizer", ""))
     else:
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
     plain = dict(config_lib.flat(config_lib.default()))

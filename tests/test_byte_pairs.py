@@ -71,10 +71,12 @@ def test_by_hand(tmp_path):
     # The bar through the sign would make one letter of both; <wor…> is found once its accent is.
     assert tokenizer.encode("<think>\u0338")[0] == 303 and tokenizer.encode("a<wore\u0301>b") == [a, 306, b]
     assert tokenizer.decode([301, 303, 256, 304, 306]) == f"<think>ab</think>{WORD}"
-    (tmp_path / "tokenizer_config.json").write_text("{}")
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "copy").mkdir()
     assert load_tokenizer(tokenizer.save(tmp_path / "copy")).encode("ab") == [256]
-    assert (tmp_path / "copy" / "tokenizer_config.json").exists() and load_tokenizer(f"hf:{tmp_path / 'copy'}").vocab_size == 307
+    assert {"tokenizer_config.json", "added_tokens.json"} < {path.name for path in (tmp_path / "copy").iterdir()}
+    assert load_tokenizer(f"hf:{tmp_path / 'copy'}").vocab_size == 307
 
 
 def test_whole_words_need_no_merge_where_the_file_says_so(tmp_path):

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "models.shipped": "",
     "run_directory": "config data.atomic_file",
     "together": "run_directory learn.processes",
+    "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
     "main": "*",

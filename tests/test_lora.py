@@ -158,7 +158,7 @@ def test_a_merged_model_is_written_and_read(tmp_path):
 def test_what_is_added_to_a_bfloat16_base_is_not_rounded_to_it(tmp_path, kind):
     learner = _learner(param_dtype=jnp.bfloat16)
     model = jax.tree.map(lambda x, to: x.astype(to.dtype), _changed(_learner()), learner.abstract.params)
-    export(tmp_path / "out", ARCH, model, kind, "float32", (1,), 20_000, lambda place: None)
+    export(tmp_path / "out", ARCH, model, kind, "float32", {}, {}, 20_000, lambda place: None)
     if kind == "hf":
         again = hf_weights.load(str(tmp_path / "out"), ARCH, _learner(None).abstract.params)
     else:

@@ -28,7 +28,7 @@ def learner(lora=None, arch=ARCH, mesh=None):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_orbax_export_is_read_onto_any_devices(tmp_path, dtype):
     wanted = reference.parameters(reference.random_model(ARCH), np.float32)
-    export(tmp_path / "out", ARCH, reference.random_model(ARCH), "orbax", dtype, (1,), 1, lambda place: None)
+    export(tmp_path / "out", ARCH, reference.random_model(ARCH), "orbax", dtype, {}, {}, 1, lambda place: None)
     for lora in (None, LORA):
         found = parameters.load(str(tmp_path / "out"), learner(lora, mesh=make_mesh({"fsdp": 4, "tensor": 2})))
         for name, x in reference.parameters(found, np.float32).items():
@@ -43,7 +43,7 @@ def test_an_orbax_export_is_read_onto_any_devices(tmp_path, dtype):
 
 
 def test_a_models_directory_is_asked_for_by_its_kind(tmp_path):
-    export(tmp_path / "out", ARCH, reference.random_model(ARCH), "hf", "float32", (1,), 10**9, lambda place: None)
+    export(tmp_path / "out", ARCH, reference.random_model(ARCH), "hf", "float32", {}, {}, 10**9, lambda place: None)
     with pytest.raises(ValueError, match=f"give hf:{tmp_path / 'out'}$"):
         shipped.find(str(tmp_path / "out"))
     (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")

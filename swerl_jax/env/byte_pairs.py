@@ -106,7 +106,8 @@ class TiktokenTokenizer(BytePairTokenizer):
                          {name: len(ranks) + i for i, name in enumerate(_llama3_special_names())}, False, {}, {})
 
     def save(self, directory: str | os.PathLike[str]) -> str:
-        """See `Tokenizer`."""
+        """See `JsonTokenizer.save`."""
+        _copy_companions(self._path.parent, directory)
         return f"tiktoken:{copy_into(self._path, directory, shipped.TOKENIZER_NAME)}"
 
 
@@ -135,13 +136,18 @@ class JsonTokenizer(BytePairTokenizer):
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """See `Tokenizer`; files that belong to it (the template and the names of special ids) go with it."""
-        for name in _COMPANIONS:
-            if (self._path.parent / name).is_file():
-                copy_into(self._path.parent / name, directory, name)
+        _copy_companions(self._path.parent, directory)
         return f"json:{copy_into(self._path, directory, shipped.JSON_TOKENIZER_NAME)}"
 
 
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt", "vocab.json")
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "merges.txt",
+               "vocab.json")
+
+
+def _copy_companions(source: pathlib.Path, directory: str | os.PathLike[str]) -> None:
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            copy_into(source / name, directory, name)
 
 
 def _ranks(model: Mapping[str, Any], added: Collection[int]) -> dict[bytes, int]:

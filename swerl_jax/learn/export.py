@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +22,15 @@ from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import MATRICES, Llama, is_low_rank, merged
 
 FORMATS = ("hf", "orbax")
-GENERATION_NAME = "generation_config.json"
 
 
-def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: str, stop_ids: Sequence[int],
-           max_file_bytes: int, add_files: Callable[[pathlib.Path], None]) -> None:
+def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: str, ids: Mapping[str, Any],
+           generation: Mapping[str, Any], max_file_bytes: int, add_files: Callable[[pathlib.Path], None]) -> None:
     """Writes a new directory under a temporary name and renames it when complete.
 
     Args:
       directory: does not exist. model: low-rank changes are added to its matrices. kind: one of FORMATS. dtype: "float32", "bfloat16" or "float16".
-      stop_ids: what ends an answer, for generation_config.json.
+      ids, generation: keys for config.json, and what generation_config.json holds (see origin.token_ids).
       max_file_bytes: of a safetensors file. add_files: puts more files into the directory before it gets its name.
 
     Raises:
@@ -41,12 +41,12 @@ def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: 
     partial.mkdir(parents=True)
     if kind == "hf":
         hf_weights.write(partial, arch, model, dtype, max_file_bytes)
-        _write_json(partial / GENERATION_NAME, {"do_sample": True, "temperature": 1.0, "eos_token_id": list(stop_ids)})
+        _write_json(partial / hf.GENERATION_NAME, generation)
     elif kind == "orbax":
         save_arrays(partial / shipped.PARAMS_NAME, _arrays(arch, model, hf_weights.DTYPES[dtype]))
     else:
         raise ValueError(f"format is {kind!r}; needed is one of {', '.join(FORMATS)}")
-    _write_json(partial / hf.CONFIG_NAME, hf.config(arch, dtype))
+    _write_json(partial / hf.CONFIG_NAME, hf.config(arch, dtype) | ids)
     add_files(partial)
     partial.rename(directory)  # a reader sees a whole directory or none
 
@@ -63,5 +63,5 @@ def _arrays(arch: Arch, model: Llama, dtype: jnp.dtype) -> dict[str, jax.Array]:
     return cast
 
 
-def _write_json(path: pathlib.Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 from swerl_jax.policy import stored
 from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling, YarnScaling
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
