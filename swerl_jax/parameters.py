@@ -53,5 +53,5 @@ def _check_change(directory: str, lora: Lora | None) -> None:
     here = [0, None, None] if lora is None else [lora.rank, lora.alpha, list(lora.targets)]
     if its != here:
         told = (f"lora.rank {rank}, lora.alpha {alpha}, lora.targets {targets}" for rank, alpha, targets in (its, here))
-        raise ValueError(f"{directory} learnt a low-rank change, {next(told)}, and here it would be another, {next(told)}; give its "
-                         "settings, or export it, which merges the change into the matrices")
+        raise ValueError(f"{directory} learnt a low-rank change, {next(told)}, and here it would be another, {next(told)}; give "
+                         "its settings, or export it, which merges the change into the matrices")

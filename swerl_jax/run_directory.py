@@ -42,7 +42,8 @@ def read_settings(directory: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}") from error
+        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}"
+                         ) from error
 
 
 def prepare(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:

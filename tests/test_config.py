@@ -137,7 +137,8 @@ def test_the_defaults_work():
 
 
 @pytest.mark.parametrize("init, tokenizer", [
-    ("hf:model", "hf:model"), ("hf:gs://bucket/model", "hf:model"), ("hf:model", "json:other/tokenizer.json"), ("run", "train:512")])
+    ("hf:model", "hf:model"), ("hf:gs://bucket/model", "hf:model"), ("hf:model", "json:other/tokenizer.json"),
+    ("run", "train:512")])
 def test_a_tokenizer_may_be_the_models_own(init, tokenizer):
     config_lib.check(changed(init=init, tokenizer=tokenizer))
 

@@ -151,8 +151,10 @@ def test_half_precision_is_rounded_and_never_overflows(tmp_path):
     ({"rope_scaling": {"rope_type": "yarn"}}, "factor of YaRN is missing"),
     ({"rope_parameters": {"rope_theta": 1000.0, "partial_rotary_factor": 0.5}, "rope_scaling": None},
      "partial_rotary_factor is 0.5; supported is 1.0"),
-    ({"rope_parameters": {"rope_theta": 1000.0}, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling and rope_theta say"),
-    ({"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": None}, "'rope_theta': 500.0, .* say .*'rope_theta': 1000.0}; needed"),
+    ({"rope_parameters": {"rope_theta": 1000.0}, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+     "rope_scaling and rope_theta say"),
+    ({"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": None},
+     "'rope_theta': 500.0, .* say .*'rope_theta': 1000.0}; needed"),
     ({"auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map is .*; supported is None"),
     ({"model_type": "mistral"}, "model_type is 'mistral'; supported is '(llama|qwen2|qwen3)'"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
@@ -240,7 +242,8 @@ def test_headers_that_cannot_be_meant_are_told(tmp_path):
     for change, message in (
             ({"data_offsets": [-128, 0]}, "has the entry .* of numbers from 0"), ({"shape": 32}, "has the entry"),
             ({"shape": [32.0]}, "has the entry"), ({"data_offsets": [0]}, "has the entry"), ({"dtype": ["F32"]}, "has the entry"),
-            ({"data_offsets": [4, 132]}, "begins at byte 4 of the data, where another"), ({"shape": [31]}, r"has 128 bytes for F32 \[31\]")):
+            ({"data_offsets": [4, 132]}, "begins at byte 4 of the data, where another"),
+            ({"shape": [31]}, r"has 128 bytes for F32 \[31\]")):
         rewrite_header(path, lambda header: header | {norm: header[norm] | change})
         with pytest.raises(ValueError, match=rf"model.safetensors: {norm} {message}") as error:
             load(tmp_path / "model", TIED)
@@ -252,7 +255,8 @@ def test_headers_that_cannot_be_meant_are_told(tmp_path):
             load(tmp_path / "model", TIED)
         path.write_bytes(whole)
     rewrite_header(path, lambda header: header | {norm: header[norm] | {"dtype": "F8_E4M3", "shape": [128]}} | {
-        "more": {"dtype": "F8_E5M2", "shape": [0], "data_offsets": [0, 0]}, "most": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
+        "more": {"dtype": "F8_E5M2", "shape": [0], "data_offsets": [0, 0]},
+        "most": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
     with pytest.raises(ValueError, match="(?s)is of dtype F8_E5M2; .*is of dtype F8_E4M3; .*most is not in the model"):
         load(tmp_path / "model", TIED)
 

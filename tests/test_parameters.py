@@ -75,6 +75,6 @@ def test_a_change_is_gone_on_with(changed, place):
     None, dataclasses.replace(LORA, rank=4), dataclasses.replace(LORA, alpha=3.0), dataclasses.replace(LORA, targets=("qkv",)),
     dataclasses.replace(LORA, targets=("qkv", "down", "out"))], ids=str)
 def test_another_change_is_refused(changed, lora):
-    with pytest.raises(ValueError, match=r"learnt a low-rank change, lora.rank 3, lora.alpha 6.0, lora.targets \['qkv', 'down'\], and "
-                                         "here it would be another, .*give its settings, or export it"):
+    its = r"learnt a low-rank change, lora.rank 3, lora.alpha 6.0, lora.targets \['qkv', 'down'\], "
+    with pytest.raises(ValueError, match=f"{its}and here it would be another, .*give its settings, or export it"):
         parameters.load(str(changed[0]), learner(lora))

@@ -78,7 +78,8 @@ class Chat:
         self.tokenizer = tokenizer
         self._template = TEMPLATES[template]
         used = dict.fromkeys(part for parts in dataclasses.astuple(self._template) for part in parts)
-        missing = [part for part in used if part.startswith("<|") and part not in {*tokenizer.special, *self._template.further_stops}]
+        had = {*tokenizer.special, *self._template.further_stops}
+        missing = [part for part in used if part.startswith("<|") and part not in had]
         if missing:
             raise ValueError(f"the chat template {template!r} needs the special ids {', '.join(missing)}, which the tokenizer "
                              f"lacks; choose the template of its model (--config.chat: {', '.join(TEMPLATES)})")

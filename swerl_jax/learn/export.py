@@ -29,7 +29,8 @@ def export(directory: pathlib.Path, arch: Arch, model: Llama, kind: str, dtype: 
     """Writes a new directory under a temporary name and renames it when complete.
 
     Args:
-      directory: does not exist. model: low-rank changes are added to its matrices. kind: one of FORMATS. dtype: "float32", "bfloat16" or "float16".
+      directory: does not exist. model: low-rank changes are added to its matrices.
+      kind: one of FORMATS. dtype: "float32", "bfloat16" or "float16".
       ids, generation: keys for config.json, and what generation_config.json holds (see origin.token_ids).
       max_file_bytes: of a safetensors file. add_files: puts more files into the directory before it gets its name.
 
