@@ -1,24 +1,29 @@
 """SWE-RL's setting on Llama-3.1-8B, in a window of 8k and with 8 prompts × 8 answers a step, from a Hugging Face directory.
 
     python -m swerl_jax.main --config=configs/8b.py --dry_run
+    python -m swerl_jax.main --config=configs/8b.py:lora --dry_run
     python -m swerl_jax.main --config=configs/8b.py:v5e_2x4 --plan=v5e:2x4
     python -m swerl_jax.main --config=configs/8b.py:v5e_4x4 --plan=v5e:4x4
     python -m swerl_jax.main --config=configs/8b.py:v5e_4x4 --workdir=DIR --config.init=hf:MODEL --config.tokenizer=hf:MODEL \\
         --config.data.train="('shards/*.array_record',)" --config.data.held_out=held_out.jsonl
 
-MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. Not run by us
-at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
+MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. The variant
+lora, a change of rank 16 beside the bfloat16 parameters of a directory called model, is meant for one accelerator of 80 GB. Not
+run by us at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
 """
 
 from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips. Eight chips of 16 GB hold parameters in bfloat16 only (rounded at random, see Learner).
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
-VARIANTS = {"": {}, "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16"}, "v5e_4x4": CHIPS}
+# Evaluation decodes as many answers at a time as training, each with a prompt of its own: that bounds engine.groups on one.
+LORA = {"init": "hf:model", "tokenizer": "hf:model", "lora.rank": 16, "model.param_dtype": "bfloat16", "rl.learning_rate": 2e-5,
+        "engine.groups": 4, "rl.row_tokens": (2048, 4096)}
+VARIANTS = {"": {}, "lora": LORA, "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16"}, "v5e_4x4": CHIPS}
 
 
 def get_config(variant: str = ""):
-    """variant: "", "v5e_2x4" or "v5e_4x4" (8 and 16 chips), or "quick" (a tiny model, the same path, a CPU minute)."""
+    """variant: "", "lora" (one accelerator), "v5e_2x4" or "v5e_4x4" (8 and 16 chips), or "quick" (tiny, a CPU minute)."""
     config = config_lib.update(config_lib.default(), {
         "name": "8b", "phases": ("rl",), "model.arch": "llama3.1-8b", "tokenizer": "tiktoken:tokenizer.model",
         "prompt.max_tokens": 6144, "answer.max_tokens": 2048, "rl.prompts": 8, "rl.samples": 8, "engine.groups": 8,
@@ -27,5 +32,5 @@ def get_config(variant: str = ""):
     if variant == "quick":
         return config_lib.shrink(config)
     if variant not in VARIANTS:
-        raise ValueError(f"configs/8b.py has no variant {variant!r}; there are v5e_2x4, v5e_4x4 and quick")
+        raise ValueError(f"configs/8b.py has no variant {variant!r}; there are lora, v5e_2x4, v5e_4x4 and quick")
     return config_lib.update(config, VARIANTS[variant])

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import engines, run_directory
+from swerl_jax import engines, parameters, run_directory
 from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
@@ -31,16 +31,16 @@ from swerl_jax.env.vocabulary import Tokenizer
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
-from swerl_jax.learn.learner import Learner, OptimizerSettings, State, from_arrays, to_arrays
+from swerl_jax.learn.learner import Learner, OptimizerSettings, State, to_arrays
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.plan import Parts, StepShape
 from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
-from swerl_jax.policy import hf, hf_weights, mesh as mesh_lib
+from swerl_jax.policy import hf, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import Llama, Lora, is_low_rank
+from swerl_jax.policy.llama import Lora
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
@@ -147,9 +147,13 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
       train: paths of what one is trained on; empty: it is there already.
 
     Raises:
-      ValueError: it is not, or it cannot be trained on these.
+      ValueError: the tokenizer cannot be had, is not that of the model which `init` names, or lacks the template's special ids.
     """
     kind, _, size = config.tokenizer.partition(":")
+    model = shipped.find(config.init)
+    if kind in ("byte", "train") and model is not None and shipped.has_tokenizer(model):
+        raise ValueError(f"init is {config.init}, which has a tokenizer, and tokenizer is {config.tokenizer}; set "
+                         f"--config.tokenizer={config.init}")
     if kind == "train":
         path, origin = directory / TOKENIZER_PATH, pathlib.Path(config.init, TOKENIZER_PATH)
         if train:
@@ -178,15 +182,15 @@ def _texts(config: ml_collections.ConfigDict, train: tuple[str, ...], limit: int
 
 
 def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
-    """The configured sizes; a tokenizer trained here, or of bytes, sets the vocabulary.
+    """The configured sizes; a tokenizer trained here, or of bytes, sets the vocabulary, a model's own enlarges it.
 
     Raises:
       ValueError: unknown name, or the tokenizer has more ids than the model.
     """
-    known = hf.find_arch(config.model.arch, shipped.find(config.init))
-    is_own = config.model.arch == "init"
-    if not is_own and (config.tokenizer == "byte" or config.tokenizer.startswith(("train:", "embedded:", "hf:"))):
-        return dataclasses.replace(known, V=tokenizer.vocab_size)
+    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
+    kind = config.tokenizer.partition(":")[0]
+    if config.model.arch != "init" and kind in ("byte", "train", "embedded", "hf"):
+        return dataclasses.replace(known, V=max(known.V, tokenizer.vocab_size) if kind == "hf" else tokenizer.vocab_size)
     if tokenizer.vocab_size > known.V:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids and {config.model.arch} only {known.V}; "
                          "use the model's own tokenizer")
@@ -331,33 +335,6 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
     return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), engines.planned(config, arch, mesh))
 
 
-def load_params(spec: str, learner: Learner, processes: Processes = ALONE) -> Llama:
-    """Parameters on the learner's mesh: of a model's directory (see `shipped.find`), or a run's newest good checkpoint.
-
-    Raises:
-      ValueError: there is none, or it has other sizes than the learner's model.
-    """
-    directory = shipped.find(spec)
-    if directory is None:
-        checkpoints = Checkpoints.open(spec, processes=processes)
-        saved = checkpoints.paths(checkpoints.newest)
-        if learner.lora is None and any(map(is_low_rank, saved)):
-            raise ValueError(f"{spec} learnt a low-rank change; give its lora.rank, lora.alpha and lora.targets, or export it, "
-                             "which merges the change into the matrices")
-        wanted = {path: x for path, x in to_arrays(learner.abstract).items()
-                  if path.startswith("params/") and not (is_low_rank(path) and path not in saved)}
-        arrays, _ = checkpoints.restore(checkpoints.newest, wanted, is_part=True)  # whatever optimiser there was
-        model = learner.abstract.params if any(map(is_low_rank, wanted)) else learner.base
-        return from_arrays(State(None, model, None), arrays).params
-    found, wanted = (dataclasses.asdict(one) for one in (hf.read_arch(directory), learner.arch))
-    other = [f"{name} is {found[name]} and not {wanted[name]}" for name in wanted
-             if found[name] != wanted[name] and name != "context"]
-    if other:
-        raise ValueError(f"{spec} has other sizes than the configured model: {'; '.join(other)}; set model.arch and "
-                         "tokenizer to its own")
-    return hf_weights.load(directory, learner.arch, learner.base)
-
-
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],
                    state: State, step: int, processes: Processes = ALONE) -> None:
     """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept on disk.
@@ -374,7 +351,7 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
             raise ValueError(f"{kept.directory} is missing or damaged, so the k3 penalty cannot be continued exactly")
         kept.save(0, to_arrays(state), {})
     kept.close()
-    rl[0].reference = load_params(str(directory / REFERENCE_NAME), rl[0].learner, processes)
+    rl[0].reference = parameters.load(str(directory / REFERENCE_NAME), rl[0].learner, processes)
 
 
 def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, abstract: State,

@@ -21,7 +21,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "name": ("run", "the run's name, used for its directory when --workdir is not given"),
     "seed": (0, "of data order, initialisation and sampling"),
     "phases": (("sft", "rl"), "what training consists of, in order: sft, rl"),
-    "init": ("random", "where parameters come from: random, embedded:NAME (shipped), hf:DIR, or the directory of a run"),
+    "init": ("random", "where parameters come from: random, embedded:NAME (shipped), hf:DIR, or the directory of a run or of an Orbax export"),
     # -- data ----------------------------------------------------------------------------------------------------
     "data.train": ((), "paths (files, directories, globs) of training examples; empty: made from the standard library"),
     "data.shards": ("", "shards that configs/curate.py made (--config.data=DIRECTORY): train and held-out paths follow; inspect: any file of examples"),
@@ -140,7 +140,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "eval.samples": (1, "answers an example"),
     "eval.temperature": (0.0, "of evaluation; 0 is greedy; paper: greedy"),
     "eval.pass_k": ((1,), "k of pass@k, at most eval.samples"),
-    "checkpoint": ("", "task eval, sample and export: embedded:NAME, hf:DIR, or the directory of a run"),
+    "checkpoint": ("", "task eval, sample and export: embedded:NAME, hf:DIR, or the directory of a run or of an Orbax export"),
     "eval.output": ("", "task eval: where the answers go (JSONL); empty: not written"),
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoints.every_steps": (50, "a checkpoint every so many steps, and at the end"),
@@ -321,12 +321,17 @@ _RULES = (
           "reward.truncated is {reward.truncated!r}; needed is score or a number"),
     _Rule(lambda c: (c.lora.rank and not c.lora.targets) or set(c.lora.targets) - _MATRICES,
           "lora.rank is {lora.rank} and lora.targets are {lora.targets}; needed are names out of qkv, out, gate_up, down"),
+    _Rule(lambda c: c.task == "train" and c.lora.rank and any(p in c.phases and c[p].muon_learning_rate for p in ("sft", "rl")),
+          "lora.rank is {lora.rank}, and sft.muon_learning_rate {sft.muon_learning_rate} or rl.muon_learning_rate "
+          "{rl.muon_learning_rate}: Muon is for whole matrices; set the rate to 0"),
     _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
           "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
           "--config.init"),
-    _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer.startswith("train:"),
-          "init is {init} and tokenizer {tokenizer}: the parameters belong to another tokenizer than one trained here; set "
-          "--config.tokenizer={init}"),
+    # A remote model has its tokenizer elsewhere: that must be on this machine.
+    _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer != c.init and (
+              c.tokenizer.startswith("train:") or c.tokenizer.startswith(("hf:", "embedded:")) and "://" not in c.init),
+          "init is {init} and tokenizer {tokenizer}: the parameters belong to another tokenizer; set --config.tokenizer={init} "
+          "(of a model that shares its tokenizer with another's directory, name the file: json:PATH or tiktoken:PATH)"),
     _Rule(lambda c: c.data.train and not c.data.held_out and c.task == "train",
           "data.train is set and data.held_out is not; name the evaluation examples too"),
     _Rule(lambda c: len(c.data.weights) not in (0, len(c.data.train)),

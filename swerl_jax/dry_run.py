@@ -26,7 +26,7 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
     for name in ("dtype", "param_dtype"):
         if config.model[name] not in BYTES:
             raise ValueError(f"model.{name} is {config.model[name]!r}; needed is one of {', '.join(BYTES)}")
-    arch = hf.find_arch(config.model.arch, shipped.find(config.init))
+    arch = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
     return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory)])
 
 
@@ -54,26 +54,40 @@ def _batches(config: ml_collections.ConfigDict, arch: Arch) -> str:
         f"  engine: {config.engine.groups} prompts × {r.samples} answers decode together"])
 
 
+def _state(config: ml_collections.ConfigDict, arch: Arch) -> dict[str, int]:
+    """Bytes of what training holds and a checkpoint keeps, by part."""
+    param, rank, moments = config.model.param_dtype, config.lora.rank, config.optimizer.moments_dtype
+    change = arch.low_rank_parameters(rank, config.lora.targets)
+    learnt, dtype = (change, "float32") if rank else (arch.parameters, param)
+    moments = dtype if moments == "auto" else moments
+    return {f"parameters, {param}": arch.parameters * BYTES[param],
+            **({f"low-rank change, {dtype}": change * BYTES[dtype]} if rank else {}),
+            f"Adam's two moments, {moments}": 2 * learnt * BYTES[moments]}
+
+
 def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
-    param, compute = BYTES[config.model.param_dtype], BYTES[config.model.dtype]
-    n = arch.parameters
-    columns = config.engine.groups * (config.prompt.max_tokens + config.rl.samples * config.answer.max_tokens)
-    row = config.learner.rows * (config.prompt.max_tokens + config.rl.samples * config.answer.max_tokens)
+    compute, prompt, answer = BYTES[config.model.dtype], config.prompt.max_tokens, config.answer.max_tokens
+    n, change = arch.parameters, arch.low_rank_parameters(config.lora.rank, config.lora.targets)
+    lanes = config.engine.groups * config.rl.samples
+    columns = max(groups * prompt for groups in (config.engine.groups, lanes // config.eval.samples)) + lanes * answer
+    row = config.learner.rows * (prompt + max(config.rl.row_tokens or (config.rl.samples * answer,)))
+    rounded = arch.L * arch.matrix_parameters if config.engine.weights == "int8" else 0
     parts = {
-        "parameters and Adam moments": 3 * n * param,
-        "gradient": n * param,
-        "engine's weights": n * compute,
-        "keys and values": columns * 2 * arch.L * arch.K * arch.H * compute,
+        **_state(config, arch),
+        "gradient": change * BYTES["float32"] if change else n * BYTES[config.model.param_dtype],
+        "engine's weights": (n + change - rounded) * compute + rounded,
+        "keys and values, training or evaluating": columns * 2 * arch.L * arch.K * arch.H * compute,
         "one microbatch's kept activations (remat=layer)": row * arch.L * arch.D * compute,
         "logits of one chunk": config.learner.rows * config.learner.vocabulary_chunk * arch.V * 4,
     }
     lines = [f"  {value / GIB:10.2f} GiB  {name}" for name, value in parts.items()]
     total = sum(parts.values()) / GIB
-    return "\n".join([f"model    {config.model.arch}: {n:,} parameters (published vocabulary of {arch.V:,})",
+    learns = f"; {change:,} learn, a change of rank {config.lora.rank}" if change else ""
+    return "\n".join([f"model    {config.model.arch}: {n:,} parameters (published vocabulary of {arch.V:,}){learns}",
                       "memory, all devices together, estimated", *lines, f"  {total:10.2f} GiB  in all, without temporaries"])
 
 
 def _disk(config: ml_collections.ConfigDict, arch: Arch, directory: pathlib.Path) -> str:
-    one = 3 * arch.parameters * BYTES[config.model.param_dtype] / GIB
+    one = sum(_state(config, arch).values()) / GIB
     count = config.checkpoints.keep + 1
     return f"disk\n  {directory}: {one:.2f} GiB a checkpoint × {count} at a time = {one * count:.2f} GiB, and logs"

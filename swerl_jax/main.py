@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
     with _readable_errors():
-        from swerl_jax import assemble, together
+        from swerl_jax import assemble, origin, together
         from swerl_jax.learn import summary
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
         from swerl_jax.learn.loop import Loop, LoopSettings, StopSignal
@@ -96,9 +96,11 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         together.meet(config, directory, processes, is_resumed=RESUME.value)
         train_paths, held_out = processes.first(
             "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value))
+        kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
+        own = config_lib.update(config.copy_and_resolve_references(), kept)
         taught = train_paths if processes.index == 0 and not RESUME.value else ()
-        text = processes.after_first("making the tokenizer", lambda: assemble.text(config, directory, taught))
-        arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        text = processes.after_first("making the tokenizer", lambda: assemble.text(own, directory, taught))
+        arch, mesh = assemble.arch(own, text.tokenizer), assemble.mesh(config)
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with _readable_errors():
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
@@ -115,6 +117,8 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             if processes.index == 0:
                 print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases, processes)
+            if not RESUME.value:
+                processes.first("keeping the model's description", lambda: origin.keep(directory, config.init, config.tokenizer))
             processes.first("beginning", lambda: run_directory.begin(
                 config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value))
             assemble.keep_reference(config, directory, phases, state, step, processes)
@@ -140,7 +144,7 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
     from swerl_jax.policy import chips, hf
 
     topology = chips.parse_topology(name)
-    known = hf.find_arch(config.model.arch, shipped.find(config.init))
+    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
     devices = planning.devices(topology)
     if config.mesh.slice == 1 and topology.slices > 1:
         config = config_lib.update(config.copy_and_resolve_references(), {"mesh.slice": topology.slices})
@@ -181,7 +185,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
     """A checkpoint on an example file: the table with intervals."""
     with _readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble
+        from swerl_jax import assemble, parameters
         from swerl_jax.learn import evaluate as evaluation, report
         from swerl_jax.learn.rl import rollout_rows
 
@@ -189,7 +193,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
         held_out = assemble.held_out_path(config, run)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     if config.eval.output:
@@ -202,14 +206,14 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Answers one issue about given files and shows the diff."""
     with _readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble, engines
+        from swerl_jax import assemble, engines, parameters
         from swerl_jax.learn import answer
 
         example = answer.read_example(config.sample.issue, config.sample.files)
         run = _run_directory(config)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        params = assemble.load_params(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
+        params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=1, samples=1, groups=1,
                                 temperature=config.sample.temperature, purpose="sample")
         engine.load(params, 0)
@@ -226,20 +230,20 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             raise ValueError(f"{out} exists already; name a new directory with --config.out, or delete it yourself")
         config = _with_run(config)
         kept = {name: value for name, value in config_lib.flat(config) if name.startswith(MODEL_SETTINGS)}
-        from swerl_jax import assemble
+        from swerl_jax import assemble, origin, parameters
         from swerl_jax.learn import export as exporting
 
         text = assemble.text(config, _run_directory(config), ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-        learner = assemble.learner(config, arch, mesh, "rl")
-        model = learner.merged(assemble.load_params(config.checkpoint, learner))
+        model = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
 
         def add_files(place: pathlib.Path) -> None:
             kind, _, file = text.tokenizer.save(place).partition(":")
             kept["tokenizer"] = f"{kind}:{pathlib.Path(file).name}" if file else kind  # the directory may move
             write_atomically(place / shipped.SETTINGS_NAME, json.dumps({"version": __version__, "config": kept}, indent=1) + "\n")
 
-        exporting.export(out, arch, model, config.format, config.export.dtype, text.chat.stop_ids,
+        ids, generation = origin.token_ids(config.init, text.tokenizer, text.chat.stop_ids)
+        exporting.export(out, arch, model, config.format, config.export.dtype, ids, generation,
                          int(config.export.max_file_gb * 1e9), add_files)
         print(f"{out}: {arch.parameters:,} parameters in {config.export.dtype}")
 
@@ -277,7 +281,7 @@ def report_colour() -> bool:
 
 def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any], processes: Any) -> tuple[Any, int]:
     """(state, step) to begin with: a fresh one, one from `config.init`, or the run's own newest checkpoint."""
-    from swerl_jax import assemble
+    from swerl_jax import parameters
 
     restored = loop.restore() if RESUME.value else None
     if restored is not None:
@@ -286,7 +290,7 @@ def _start(config: ml_collections.ConfigDict, loop: Any, phases: list[Any], proc
     learner = phases[0].learner
     if config.init == "random":
         return learner.init(config.seed), 0
-    return learner.begin(assemble.load_params(config.init, learner, processes)), 0
+    return learner.begin(parameters.load(config.init, learner, processes)), 0
 
 
 def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -295,18 +299,21 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such directory, or together they cannot work.
     """
-    path = _run_directory(config) / run_directory.CONFIG_NAME
     model = shipped.find(config.checkpoint)
-    own: dict[str, Any] = {}
     if model is not None:
         path = pathlib.Path(model, shipped.SETTINGS_NAME)
-        own = {"model.arch": "init", "init": config.checkpoint}
-        if any(pathlib.Path(model, name).exists() for name in (shipped.TOKENIZER_NAME, shipped.JSON_TOKENIZER_NAME)):
-            own["tokenizer"] = config.checkpoint
-    elif not pathlib.Path(config.checkpoint).is_dir():
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
+        saved |= {"model.arch": "init", "init": config.checkpoint}
+        if shipped.has_tokenizer(model):
+            saved["tokenizer"] = config.checkpoint
+    elif pathlib.Path(config.checkpoint).is_dir():
+        from swerl_jax import origin
+
+        run = run_directory.find(pathlib.Path(config.checkpoint))
+        saved = run_directory.read_settings(run)
+        saved |= origin.kept(run, saved.get("tokenizer", ""))
+    else:
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
-    saved = json.loads(path.read_text(encoding="utf-8"))["config"] if path.exists() else {}
-    saved |= own
     plain = dict(config_lib.flat(config_lib.default()))
     said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
     given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
@@ -322,8 +329,13 @@ def _with_shards(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     if not config.data.shards:
         return config
     from swerl_jax.curate import tasks
+    from swerl_jax.models import shipped
+    from swerl_jax.policy import hf
 
-    return tasks.with_shards(config, _is_given)
+    def context() -> int:
+        return hf.find_arch(config.model.arch, lambda: shipped.find(config.init)).context
+
+    return tasks.with_shards(config, _is_given, context)
 
 
 def _is_given(name: str) -> bool:
@@ -338,8 +350,7 @@ def _shards_flag(argument: str) -> str:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    given = pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint)
-    return given if (given / run_directory.CONFIG_NAME).exists() else given.parent
+    return run_directory.find(pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint))
 
 
 def _resume_command(directory: pathlib.Path) -> str:

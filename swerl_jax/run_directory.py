@@ -27,6 +27,27 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if not name.startswith(OF_PROCESS)}
 
 
+def find(directory: pathlib.Path) -> pathlib.Path:
+    """The directory of the run that `directory` is, or lies in."""
+    return directory if (directory / CONFIG_NAME).exists() else directory.parent
+
+
+def read_settings(directory: pathlib.Path) -> dict[str, Any]:
+    """What `settings` gave when the run that `directory` is, or lies in, began; {} where no file says.
+
+    Raises:
+      ValueError: the file there is another one than a run's.
+    """
+    path = find(directory) / CONFIG_NAME
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}"
+                         ) from error
+
+
 def check(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:
     """Sees that a run may begin in the directory, or that the one there may be gone on with.
 
@@ -38,7 +59,7 @@ def check(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resu
         if not path.exists():
             raise ValueError(f"--resume: there is no run in {directory} ({CONFIG_NAME} is missing); give its --workdir, or "
                              "leave --resume out to start one")
-        wanted, saved = settings(config), settings(config_lib.default()) | _saved(path)["config"]
+        wanted, saved = settings(config), settings(config_lib.default()) | read_settings(directory)
         free = RESUMABLE + (("rl.steps",) if config.rl.schedule == "constant" else ())  # a cosine would change its shape
         changed = [f"  {name}: was {saved[name]!r}, is {value!r}" for name, value in wanted.items()
                    if saved[name] != value and not name.startswith(free)]

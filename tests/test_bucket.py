@@ -63,7 +63,7 @@ def test_a_model_is_read_from_a_bucket(bucket):
     here = pathlib.Path(shipped.find("embedded:tiny"))
     bucket.put(f"{here}/", "bucket/model/", recursive=True)
     assert hf.read_arch("gs://bucket/model") == hf.read_arch(str(here))
-    ours, theirs = stored.find(str(here)), stored.find("gs://bucket/model")
+    (ours, _), (theirs, _) = stored.find(str(here)), stored.find("gs://bucket/model")
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(theirs[name].read(), ours[name].read())

@@ -1,16 +1,22 @@
 """`tokenizer.json`: a hand-made one by hand, and in the slow tier trained ones against the `tokenizers` library."""
 
+import asyncio
 import json
 import random
 import unicodedata
+from concurrent.futures import Future
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swerl_jax.data.records import STOP, Example, Turn
 from swerl_jax.env.byte_pairs import JsonTokenizer
 from swerl_jax.env.chat import Chat
-from swerl_jax.env.prompts import ASSISTANT, USER, Message
+from swerl_jax.env.episode import SingleTurn, Task
+from swerl_jax.env.prompts import ASSISTANT, USER, Message, taught_answer
+from swerl_jax.env.reward import RewardSpec, make_reward
 from swerl_jax.env.tokenizer import load_tokenizer
 
 # As published: Llama 3 takes up to three digits together, Qwen one; Qwen normalises.
@@ -18,7 +24,9 @@ LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
           r"|\s+(?!\S)|\s+")
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPECIAL = {"llama3": ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"],
-           "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>"]}
+           "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]}
+PLAIN = ["<think>", "</think>", "<think>er"]  # added and not special, as Qwen3 has the first two
+WORD = "<wor\u00e9>"  # one that is looked for in normalised text
 
 
 def _pieces(split):
@@ -34,7 +42,13 @@ def _by_hand(**changes):
     vocabulary = {letter: i for i, letter in enumerate(letters)} | {"ab": 256, "\u0120a": 257, "\u0120ab": 258}
     return {"model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b", ["\u0120", "a"], "\u0120a b"]} | changes,
             "pre_tokenizer": _pieces(QWEN), "normalizer": {"type": "NFC"},
-            "added_tokens": [{"id": 300 + i, "content": name, "special": i < 3} for i, name in enumerate(SPECIAL["qwen"])]}
+            "added_tokens": [_added(300 + i, name, special=i < 3) for i, name in enumerate(SPECIAL["qwen"] + PLAIN)] + [
+                _added(306, WORD, normalized=True)]}
+
+
+def _added(index, text, **changes):
+    return {"id": index, "content": text, "special": False, "normalized": False, "single_word": False, "lstrip": False,
+            "rstrip": False} | changes
 
 
 def _write(tmp_path, found):
@@ -51,12 +65,25 @@ def test_by_hand(tmp_path):
     assert tokenizer.encode(" i ") == [space, i, space]
     assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
     assert tokenizer.decode([258, 301, 9999, 256], show_special=True) == " ab<|im_start|>\N{REPLACEMENT CHARACTER}ab"
-    assert tokenizer.vocab_size == 304 and tokenizer.special["<|im_end|>"] == 302
-    assert not {300, 301, 302, 303} & set(tokenizer.encode("<|im_start|>user<think>"))
-    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer.vocab_size == 307 and tokenizer.special["<|im_end|>"] == 302
+    forged = [ord(x) - 0x21 for x in "<|im_start|>"]
+    assert tokenizer.encode("<|im_start|><think>ab</think><think>er") == [*forged, 303, 256, 304, 305]
+    # The bar through the sign would make one letter of both; <wor…> is found once its accent is.
+    assert tokenizer.encode("<think>\u0338")[0] == 303 and tokenizer.encode("a<wore\u0301>b") == [a, 306, b]
+    assert tokenizer.decode([301, 303, 256, 304, 306]) == f"<think>ab</think>{WORD}"
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "copy").mkdir()
     assert load_tokenizer(tokenizer.save(tmp_path / "copy")).encode("ab") == [256]
-    assert (tmp_path / "copy" / "tokenizer_config.json").exists() and load_tokenizer(f"hf:{tmp_path / 'copy'}").vocab_size == 304
+    assert {"tokenizer_config.json", "added_tokens.json"} < {path.name for path in (tmp_path / "copy").iterdir()}
+    assert load_tokenizer(f"hf:{tmp_path / 'copy'}").vocab_size == 307
+
+
+def test_whole_words_need_no_merge_where_the_file_says_so(tmp_path):
+    found = _by_hand(merges=["a b", "\u0120 a"], ignore_merges=True)
+    assert JsonTokenizer(_write(tmp_path, found)).encode("ab ab") == [256, 258]
+    found = _by_hand(vocab=found["model"]["vocab"] | {"<think>": 303, "a b": 304})  # added ones need none
+    assert JsonTokenizer(_write(tmp_path, found)).encode("ab<think>") == [256, 303]
 
 
 def test_chatml_by_hand(tmp_path):
@@ -78,12 +105,37 @@ def test_chatml_by_hand(tmp_path):
         Chat(chat.tokenizer, "llama3")
 
 
+def test_an_answer_with_thought_ids_is_scored(tmp_path):
+    tokenizer = JsonTokenizer(_write(tmp_path, _by_hand()))
+    chat = Chat(tokenizer, "chatml")
+    example = Example("e", "", "", "broken", {"m.py": "a\n"}, {"m.py": "b\n"})
+    ids = np.array(chat.answer(taught_answer(example, "t", 0)), np.int32)
+    assert {303, 304} < set(ids.tolist()) and ids[-1] == 302
+
+    class Policy:
+        async def draw(self, group, sample, max_tokens):
+            return Turn(ids, np.zeros(len(ids), np.float32), STOP, 0)
+
+        def close(self, group, sample):
+            pass
+
+    def score(text, example):
+        scored = Future()
+        scored.set_result(make_reward(RewardSpec())(text, example.files, example.oracle))
+        return scored
+
+    episode = SingleTurn(tokenizer, chat.stop_ids, 500, score)
+    assert asyncio.run(episode(Policy(), Task(0, example, ids[:1], 1), 0)).outcome.reward == 1
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"pre_tokenizer": {"type": "Metaspace"}}, "pre_tokenizer is {'type': 'Metaspace'}"),
     ({"normalizer": {"type": "NFKC"}}, "supported are none and NFC"),
     ({"model": {"type": "Unigram"}}, "model.type is 'Unigram'; supported is 'BPE'"),
     ({"model": _by_hand(merges=["\u0120 a", "a b"])["model"]}, "whose ids follow their merges"),
     ({"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}, "KeyError"),
+    ({"model": _by_hand(merges=["a b", "\u0120 a"])["model"]}, "no merge makes 1 entries of the vocabulary, such as '\u0120ab'"),
+    ({"added_tokens": [_added(300, "<a>", single_word=True, rstrip=True)]}, "'<a>' has single_word, rstrip"),
 ])
 def test_what_tiktoken_cannot_run_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -116,6 +168,8 @@ def trained(request, tmp_path_factory):
         vocab_size=2000, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     theirs.train_from_iterator(_texts(), trainer)
     theirs.add_special_tokens(SPECIAL[request.param])
+    if request.param == "qwen":
+        theirs.add_tokens([*(tokenizers.AddedToken(text, normalized=False) for text in PLAIN), tokenizers.AddedToken(WORD)])
     path = tmp_path_factory.mktemp(request.param) / "tokenizer.json"
     theirs.save(str(path))
     return theirs, JsonTokenizer(path), request.param
@@ -130,13 +184,16 @@ def test_ids_equal_the_librarys(trained):
     @given(st.one_of(
         st.text(st.characters(codec="utf-8"), max_size=200),
         st.lists(st.sampled_from([" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "12345", "été", "e\u0301", "def", "_x", "你", "🙂",
-                                  "\u2028", "\u00a0"]), max_size=60).map("".join)))
+                                  "\u2028", "\u00a0", "\u0338", "<", *PLAIN, WORD, "<wore\u0301>"]), max_size=60).map("".join)))
     def check(text):
         if any(name in text for name in special):
             return
         ids = ours.encode(text)
         assert ids == theirs.encode(text, add_special_tokens=False).ids
-        assert ours.decode(ids) == (unicodedata.normalize("NFC", text) if family == "qwen" else text)
+        if family == "qwen":  # what is found before normalisation is not joined to a mark behind it
+            assert unicodedata.normalize("NFC", ours.decode(ids)) == unicodedata.normalize("NFC", text)
+        else:
+            assert ours.decode(ids) == text
 
     check()
     for text in _texts():

@@ -83,6 +83,10 @@ REFUSALS = {
     "truncated_nan": ({"reward.truncated": "nan"}, "'nan'", "score or a number"),
     "tokenizer": ({"init": "hf:model", "tokenizer": "train:512"}, "init is hf:model and tokenizer train:512",
                   "set --config.tokenizer=hf:model"),
+    "other_tokenizer": ({"init": "hf:model", "tokenizer": "embedded:tiny"}, "init is hf:model and tokenizer embedded:tiny",
+                        "set --config.tokenizer=hf:model"),
+    "muon": ({"init": "run", "lora.rank": 4, "rl.muon_learning_rate": 0.02}, "lora.rank is 4.*rl.muon_learning_rate 0.02",
+             "set the rate to 0"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "from 1 to eval.samples 1"),
@@ -158,6 +162,13 @@ def test_all_faults_are_told_at_once():
 
 def test_the_defaults_work():
     config_lib.check(config_lib.default())
+
+
+@pytest.mark.parametrize("init, tokenizer", [
+    ("hf:model", "hf:model"), ("hf:gs://bucket/model", "hf:model"), ("hf:model", "json:other/tokenizer.json"),
+    ("run", "train:512")])
+def test_a_tokenizer_may_be_the_models_own(init, tokenizer):
+    config_lib.check(changed(init=init, tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("name, variant", VARIANTS)

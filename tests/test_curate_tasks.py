@@ -22,10 +22,10 @@ def made(tmp_path_factory):
     return directory / "out"
 
 
-def with_shards(path, *given, **changes):
+def with_shards(path, *given, context=8192, **changes):
     plain = {name.replace("__", "."): value for name, value in changes.items()}
     settings = config_lib.update(config_lib.default(), {"data.shards": str(path), **plain})
-    return tasks.with_shards(settings, lambda name: name in given)
+    return tasks.with_shards(settings, lambda name: name in given, lambda: context)
 
 
 TEXT = {"tokenizer": "embedded:tiny", "chat": "compact", "prompt__style": "compact"}
@@ -46,15 +46,14 @@ def test_shards_stand_for_paths_and_budgets(made, capsys):
     told = capsys.readouterr().out
     share = int(told.partition(f"prompt.max_tokens is {median}: ")[2].partition("%")[0])
     assert 50 <= share <= 100 and share in [round(100 * fit / 9) for fit in range(10)]
-    tight = with_shards(made, prompt__max_tokens=160, answer__max_tokens=8192 - 250, model__arch="init", init="embedded:tiny",
-                        **TEXT)
+    tight = with_shards(made, context=500, prompt__max_tokens=160, answer__max_tokens=250, **TEXT)
     assert tight.prompt.max_tokens == 250 and "0% of the examples" in capsys.readouterr().out
     for other in (with_shards(made, "prompt.max_tokens", prompt__max_tokens=160, **TEXT),
                   with_shards(made, prompt__max_tokens=160, **(TEXT | {"tokenizer": "byte"}))):
         assert other.prompt.max_tokens == 160 and other.data.train
     assert with_shards(made, prompt__max_tokens=5000, **TEXT).prompt.max_tokens == 5000
     plain = config_lib.default()
-    assert tasks.with_shards(plain, bool) is plain
+    assert tasks.with_shards(plain, bool, int) is plain
     config_lib.check(with_shards(made, **TEXT))
 
 

@@ -15,7 +15,7 @@ ARCH = reference.SMALL
 
 def _export(directory, kind="hf", dtype="float32", model=None, add_files=lambda place: None):
     model = model or reference.random_model(ARCH)
-    export(directory, ARCH, model, kind, dtype, (7, 30), 20_000, add_files)
+    export(directory, ARCH, model, kind, dtype, {"bos_token_id": 3}, {"eos_token_id": [7, 30]}, 20_000, add_files)
 
 
 def test_orbax_holds_the_parameters_alone_in_the_asked_dtype(tmp_path):
@@ -39,7 +39,8 @@ def test_hugging_face_files_are_bounded_and_say_what_ends_an_answer(tmp_path):
     for name in shards:
         with safe_open(tmp_path / "out" / name, "np") as file:
             assert sum(file.get_tensor(key).nbytes for key in file.keys()) <= 20_000
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [7, 30]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [7, 30]}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == 3
 
 
 def test_a_cut_off_export_leaves_no_directory_and_is_begun_again(tmp_path):

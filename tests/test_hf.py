@@ -148,6 +148,15 @@ def test_half_precision_is_rounded_and_never_overflows(tmp_path):
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "the rope_type is 'dynamic'"),
     ({"rope_scaling": {"type": "linear", "factor": 4}}, "the rope_type is 'linear'"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "attention_factor of YaRN is 1.0"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "factor of YaRN is missing"),
+    ({"rope_parameters": {"rope_theta": 1000.0, "partial_rotary_factor": 0.5}, "rope_scaling": None},
+     "partial_rotary_factor is 0.5; supported is 1.0"),
+    ({"rope_parameters": {"rope_theta": 1000.0}, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+     "rope_scaling and rope_theta say"),
+    ({"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": None},
+     "'rope_theta': 500.0, .* say .*'rope_theta': 1000.0}; needed"),
+    ({"auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map is .*; supported is None"),
+    ({"model_type": "mistral"}, "model_type is 'mistral'; supported is '(llama|qwen2|qwen3)'"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
     ({"num_key_value_heads": 3}, "do not divide"),
 ])
@@ -162,11 +171,11 @@ def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
 
 def test_a_model_is_found_by_name_or_where_training_begins(saved):
     arch, _, directory = saved
-    assert hf.find_arch("init", str(directory)) == arch
-    assert hf.find_arch("llama3-8b", str(directory)).parameters == 8_030_261_248
+    assert hf.find_arch("init", lambda: str(directory)) == arch
+    assert hf.find_arch("llama3-8b", lambda: str(directory)).parameters == 8_030_261_248
     for name, where in (("init", None), ("gpt2", str(directory))):
         with pytest.raises(ValueError, match=f"model.arch is '{name}'; needed is one of tiny, .* or init with"):
-            hf.find_arch(name, where)
+            hf.find_arch(name, lambda: where)
 
 
 def test_newer_and_older_configs_are_read(tmp_path):
@@ -177,11 +186,14 @@ def test_newer_and_older_configs_are_read(tmp_path):
 
     yarn = YarnScaling(factor=4.0, fast=32.0, slow=1.0, original_context=8192)
     for rope in ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0}},  # transformers 5
-                 {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1000}):  # Qwen2.5's model card
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1000},  # Qwen2.5's model card
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}, "rope_theta": 1000},
+                 {"rope_scaling": {"type": "yarn", "factor": 4.0},  # both, in agreement
+                  "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0}}):
         assert read(**rope) == dataclasses.replace(TIED, rope_scaling=yarn)
     assert read(rope_parameters={"rope_type": "default", "rope_theta": 1000.0}) == TIED
     assert read(rope_theta=1000.0, head_dim=None).H == TIED.D // TIED.N
-    assert read(rope_theta=1000.0, architectures=["Qwen3ForCausalLM"]).has_qk_norm
+    assert read(rope_theta=1000.0, architectures=["Qwen3ForCausalLM"], model_type="qwen3").has_qk_norm
 
 
 def test_tensors_that_do_not_fit_are_all_named(saved):
@@ -200,12 +212,99 @@ def test_tensors_that_do_not_fit_are_all_named(saved):
         assert part in str(error.value)
 
 
+def test_a_tied_matrix_may_be_there_twice_but_not_in_two_versions(tmp_path):
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    embed = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embed.copy()}, path)
+    np.testing.assert_array_equal(load(tmp_path / "model", TIED)["embed"], embed)
+    other = embed.copy()
+    other[-1, -1] += 1
+    for wrong in (other, embed[:-1].copy()):
+        save_file(tensors | {"lm_head.weight": wrong}, path)
+        with pytest.raises(ValueError, match="lm_head.weight is not model.embed_tokens.weight, though tie_word_embeddings is true"):
+            load(tmp_path / "model", TIED)
+
+
+def rewrite_header(path, change):
+    """Gives a file another header for the same data."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8:8 + length]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length:])
+
+
+def test_headers_that_cannot_be_meant_are_told(tmp_path):
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    path, norm = tmp_path / "model" / "model.safetensors", "model.norm.weight"
+    whole = path.read_bytes()
+    for change, message in (
+            ({"data_offsets": [-128, 0]}, "has the entry .* of numbers from 0"), ({"shape": 32}, "has the entry"),
+            ({"shape": [32.0]}, "has the entry"), ({"data_offsets": [0]}, "has the entry"), ({"dtype": ["F32"]}, "has the entry"),
+            ({"data_offsets": [4, 132]}, "begins at byte 4 of the data, where another"),
+            ({"shape": [31]}, r"has 128 bytes for F32 \[31\]")):
+        rewrite_header(path, lambda header: header | {norm: header[norm] | change})
+        with pytest.raises(ValueError, match=rf"model.safetensors: {norm} {message}") as error:
+            load(tmp_path / "model", TIED)
+        assert len(str(error.value).splitlines()) == 2
+        path.write_bytes(whole)
+    for wrong in ([], {norm: 3}):
+        rewrite_header(path, lambda header: wrong)
+        with pytest.raises(ValueError, match="not a table of tensors|has the entry 3"):
+            load(tmp_path / "model", TIED)
+        path.write_bytes(whole)
+    rewrite_header(path, lambda header: header | {norm: header[norm] | {"dtype": "F8_E4M3", "shape": [128]}} | {
+        "more": {"dtype": "F8_E5M2", "shape": [0], "data_offsets": [0, 0]},
+        "most": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
+    with pytest.raises(ValueError, match="(?s)is of dtype F8_E5M2; .*is of dtype F8_E4M3; .*most is not in the model"):
+        load(tmp_path / "model", TIED)
+
+
+def test_an_index_and_its_files_must_agree(tmp_path):
+    directory = tmp_path / "model"
+    write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)
+    index = directory / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    first = sorted(set(said["weight_map"].values()))[0]
+    save_file({"model.norm.weight": np.zeros(32, np.float32), "stale": np.zeros(3, np.float32)} | load_file(directory / first),
+              directory / first)
+    index.write_text(json.dumps({"weight_map": said["weight_map"] | {"lost": first}}))
+    with pytest.raises(ValueError, match=f"(?s)lost is not in {first}, where .*stale is in {first} and not so in the index"):
+        load(directory, TIED)
+    for wrong in ({}, {"weight_map": []}, {"weight_map": {"a": 3}}, []):
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="index.json cannot be read"):
+            load(directory, TIED)
+    index.write_text(json.dumps(said))
+    save_file({"model.norm.weight": np.zeros(32, np.float32)}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match="holds model.safetensors and an index of other files; delete"):
+        load(directory, TIED)
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    write(tmp_path / "model", UNTIED, reference.random_model(UNTIED), "float32")
+    path = tmp_path / "model" / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    aligned = -(8 + length) % 64  # only an aligned array can be the file itself
+    path.write_bytes((length + aligned).to_bytes(8, "little") + data[8:8 + length] + b" " * aligned + data[8 + length:])
+    learner = Learner(UNTIED, reference.one_device(), OptimizerSettings(0.1, "constant", 0, 1), LossSettings("nll"))
+    model = hf_weights.load(str(tmp_path / "model"), UNTIED, learner.abstract.params)
+    before = {name: x.copy() for name, x in reference.parameters(model).items()}
+    with path.open("r+b") as file:
+        file.seek(8 + length + aligned)
+        file.write(b"\0" * (len(data) - 8 - length))
+    for name, x in reference.parameters(model).items():
+        np.testing.assert_array_equal(x, before[name])
+
+
 def test_damaged_files_are_named(tmp_path):
     directory = tmp_path / "model"
     write(directory, TIED, reference.random_model(TIED), "float32", max_file_bytes=20_000)
     last = max(directory.glob("*.safetensors"))
     whole = last.read_bytes()
-    for data, message in ((whole[:-8], r"down_proj.weight ends at byte .* it is cut off"), (b"", "header claims 0 bytes"),
+    for data, message in ((whole[:-8], r"down_proj.weight ends at byte .* it is cut off$"), (b"", "header claims 0 bytes"),
                           (b"\xff" * 100, "header claims"), (whole[:8] + b"x" + whole[9:], "cannot be read as safetensors")):
         last.write_bytes(data)
         with pytest.raises(ValueError, match=message) as error:

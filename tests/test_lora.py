@@ -6,15 +6,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import reference_llama as reference
 
 from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
+from swerl_jax.learn.export import export
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.policy import hf_weights
 from swerl_jax.policy.engine import Engine, EngineSettings
-from swerl_jax.policy.llama import LAYER_AXES, MATRICES, Lora
+from swerl_jax.policy.llama import LAYER_AXES, MATRICES, Lora, parameter_name
 
 ARCH = dataclasses.replace(reference.SMALL, has_qkv_bias=True)
 RANK, ALPHA = 3, 6.0
@@ -49,9 +51,18 @@ def _by_hand(model):
     """The parameters of a plain model in float64, W + alpha / rank · A B."""
     p = reference.parameters(model)
     for name, axes in MATRICES.items():
+        if getattr(model.layers, f"{name}_a") is None:
+            continue
         a, b = (np.asarray(getattr(model.layers, f"{name}_{part}")[...], np.float64) for part in "ab")
         p[name] = p[name] + ALPHA / RANK * np.stack([np.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
     return p
+
+
+def _merged(model):
+    """A plain model of the same numbers, in float32."""
+    p = _by_hand(model)
+    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(p[parameter_name(path)], jnp.float32),
+                                            reference.random_model(ARCH))
 
 
 def test_nothing_changes_at_first():
@@ -67,7 +78,7 @@ def test_the_change_is_that_of_merged_matrices(targets):
     model = _changed(learner)
     assert {name for name in MATRICES if getattr(model.layers, f"{name}_a") is not None} == set(targets)
     batch, = _batches()
-    found, plain = learner.logp(model, batch), _learner(None).logp(learner.merged(model), batch)
+    found, plain = learner.logp(model, batch), _learner(None).logp(_merged(model), batch)
     is_sampled = np.asarray(batch.is_sampled)
     assert np.abs(found - plain)[is_sampled].max() <= 1e-5
     assert np.abs(plain - _learner(None).logp(reference.random_model(ARCH), batch))[is_sampled].max() > 0.1
@@ -81,7 +92,7 @@ def test_gradients_by_the_chain_rule():
     assert {path[-2].name for path, _ in jax.tree_util.tree_leaves_with_path(gradient)} == {
         f"{name}_{part}" for name in MATRICES for part in "ab"}
     # dL/dA = s dL/dW Bᵀ and dL/dB = s Aᵀ dL/dW, with dL/dW of the plain model that has the merged matrices.
-    whole, _ = _learner(None).gradient(learner.merged(model), _batches())
+    whole, _ = _learner(None).gradient(_merged(model), _batches())
     for name, axes in MATRICES.items():
         letters = LAYER_AXES[name].split()[1:]
         a, b = (np.asarray(getattr(model.layers, f"{name}_{part}")[...], np.float64) for part in "ab")
@@ -111,6 +122,7 @@ def test_only_the_change_learns_beside_a_bfloat16_base():
     inputs = {"qkv": ARCH.D, "out": ARCH.N * ARCH.H, "gate_up": ARCH.D, "down": ARCH.F}
     outputs = {"qkv": ARCH.K * (ARCH.G + 2) * ARCH.H, "out": ARCH.D, "gate_up": 2 * ARCH.F, "down": ARCH.D}
     size = ARCH.L * RANK * sum(inputs[name] + outputs[name] for name in MATRICES)
+    assert size == ARCH.low_rank_parameters(RANK, MATRICES)
     assert kept == 2 * size + 2  # two moments of the change, two counts
 
 
@@ -132,7 +144,7 @@ def test_the_sampler_uses_it_unmerged():
 
 def test_a_merged_model_is_written_and_read(tmp_path):
     model = _changed(_learner())
-    hf_weights.write(tmp_path, ARCH, _learner().merged(model), "float32")
+    hf_weights.write(tmp_path, ARCH, model, "float32")
     again = hf_weights.load(str(tmp_path), ARCH, _learner(None).abstract.params)
     for name, x in _by_hand(model).items():
         np.testing.assert_allclose(reference.parameters(again)[name], x, atol=1e-6)
@@ -140,6 +152,24 @@ def test_a_merged_model_is_written_and_read(tmp_path):
     fresh = _learner().begin(base).params
     assert jax.tree.structure(fresh) == jax.tree.structure(_learner().abstract.params)
     assert not np.asarray(fresh.layers.down_b[...]).any() and np.asarray(fresh.layers.down_a[...]).any()
+
+
+@pytest.mark.parametrize("kind", ["hf", "orbax"])
+def test_what_is_added_to_a_bfloat16_base_is_not_rounded_to_it(tmp_path, kind):
+    learner = _learner(param_dtype=jnp.bfloat16)
+    model = jax.tree.map(lambda x, to: x.astype(to.dtype), _changed(_learner()), learner.abstract.params)
+    export(tmp_path / "out", ARCH, model, kind, "float32", {}, {}, 20_000, lambda place: None)
+    if kind == "hf":
+        again = hf_weights.load(str(tmp_path / "out"), ARCH, _learner(None).abstract.params)
+    else:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.restore(tmp_path / "out" / "params")
+        again = jax.tree_util.tree_map_with_path(
+            lambda path, _: next(jnp.asarray(x) for name, x in found.items() if name.endswith(parameter_name(path))),
+            reference.random_model(ARCH))
+    batch, = _batches()
+    found, plain = learner.logp(model, batch), _learner(None).logp(again, batch)
+    assert np.abs(found - plain)[np.asarray(batch.is_sampled)].max() <= 1e-5
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"targets": ()}, {"targets": ("qkv", "head")}])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 
-from swerl_jax import assemble
+from swerl_jax import assemble, parameters
 from swerl_jax.learn.metrics import read_metrics
 from swerl_jax.models import shipped
 
@@ -33,7 +33,7 @@ def test_the_shipped_policy_scores_what_is_written(tmp_path):
     _, held_out = assemble.data_paths(config, tmp_path, is_resumed=False)
     text = assemble.text(config, tmp_path, ())
     arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
-    params = assemble.load_params(config.init, assemble.learner(config, arch, mesh, "rl"))
+    params = parameters.load(config.init, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     outcomes = [rollout.outcome for group in groups for rollout in group.rollouts]

@@ -114,13 +114,16 @@ def test_an_exported_model_answers_as_before_and_learns_on(trained, tmp_path):
     assert json.loads((model / "settings.json").read_text())["config"]["tokenizer"] == "byte"
     assert "exists already" in refusal(*export)
     answers = []
-    for checkpoint in (directory, f"hf:{model}"):
+    done = small.run(*export[:-1], f"--config.out={tmp_path / 'orbax'}", "--config.format=orbax")
+    assert done.returncode == 0, done.stderr
+    for checkpoint in (directory, f"hf:{model}", tmp_path / "orbax"):
         output = tmp_path / f"{len(answers)}.jsonl"
         done = small.run(config, "--config.task=eval", f"--config.checkpoint={checkpoint}",
                          f"--config.data.held_out={data / 'held_out.jsonl'}", f"--config.eval.output={output}")
         assert done.returncode == 0, done.stderr
         answers.append(output.read_text())
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
+    assert f"give hf:{model}" in refusal(config, "--config.task=eval", f"--config.checkpoint={model}")
     done = small.run(config, f"--config.init=hf:{model}", "--config.phases=('rl',)", "--config.rl.steps=1",
                      f"--workdir={tmp_path / 'more'}")
     assert done.returncode == 0, done.stderr
@@ -139,6 +142,20 @@ def test_a_run_that_begins_with_another_keeps_its_tokenizer(tmp_path):
     tokenizer = assemble.text(config, directory, ("never read",)).tokenizer
     assert tokenizer.vocab_size == load_tokenizer("embedded:tiny").vocab_size
     assert (directory / assemble.TOKENIZER_PATH).read_bytes() == origin.read_bytes()
+
+
+@pytest.mark.parametrize("tokenizer, arch, V", [  # the rows have 151,936 and 768
+    ("hf:DIR", "qwen3-8b", 151_936), ("hf:DIR", "tiny", 1024), ("embedded:tiny", "tiny", 1024), ("byte", "qwen3-8b", 262)])
+def test_the_vocabulary_of_a_named_model(tmp_path, tokenizer, arch, V):
+    tokenizer = tokenizer.replace("DIR", shipped.find("embedded:tiny"))
+    config = config_lib.update(config_lib.default(), {"model.arch": arch, "tokenizer": tokenizer})
+    assert assemble.arch(config, load_tokenizer(tokenizer)).V == V
+
+
+def test_bytes_are_not_given_to_a_model_with_a_tokenizer(tmp_path):
+    config = config_lib.update(config_lib.default(), {"init": "embedded:tiny", "tokenizer": "byte"})
+    with pytest.raises(ValueError, match="set --config.tokenizer=embedded:tiny"):
+        assemble.text(config, tmp_path, ())
 
 
 @pytest.mark.slow
@@ -191,6 +208,7 @@ WRONG = {
                      "--config.rl.steps=many: invalid literal for int()"),
     "an unknown flag": (["--config=configs/tiny.py", "--resum"], "Unknown command line flag 'resum'"),
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
+    "another model's tokenizer": (["--config=configs/tiny.py", "--config.init=hf:model"], "set --config.tokenizer=hf:model"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
     "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),
@@ -225,5 +243,39 @@ def test_dry_run_counts_what_there_is():
     assert "70,553,706,496 parameters" in output
     assert "rl.prompts 32 × rl.samples 16 = 512 answers a step" in output
     assert "each on 16 prompts (256 answers)" in output
+
+
+def dry_run(config, *arguments):
+    """(the output, GiB by part: "in all" and "disk" among them)."""
+    output = small.run(f"--config=configs/{config}", *arguments, "--dry_run").stdout
+    disk = re.search(r": ([\d.]+) GiB a checkpoint", output)[1]
+    return output, {name: float(size) for size, name in re.findall(r"^ +([\d.]+) GiB  (.*)$", output, re.MULTILINE)} | {
+        "disk": float(disk)}
+
+
+def test_dry_run_counts_moments_as_they_are_kept():
+    n = 70_553_706_496 / 2**30
+    _, sizes = dry_run("70b.py:v6e")
+    assert sizes["parameters, float32"] == sizes["gradient"] == pytest.approx(4 * n, abs=0.01)
+    assert sizes["Adam's two moments, bfloat16"] == pytest.approx(2 * 2 * n, abs=0.01)
+    assert sizes["disk"] == pytest.approx(8 * n, abs=0.01)
+
+
+def test_an_8b_model_learns_on_one_accelerator_of_80_gb():
+    """Llama 3.1 8B has 8,030,261,248 parameters (its model card's 8.03B); bytes by hand."""
+    output, _ = dry_run("8b.py")
+    assert "8,030,261,248 parameters" in output and " learn" not in output.partition("model    ")[2].splitlines()[0]
+    output, sizes = dry_run("8b.py:lora")
+    change = 32 * 16 * (4096 + 6144 + 4096 + 4096 + 4096 + 2 * 14_336 + 14_336 + 4096)
+    assert change == 35_651_584 and f"8,030,261,248 parameters (published vocabulary of 128,256); {change:,} learn" in output
+    expected = {
+        "parameters, bfloat16": 2 * 8_030_261_248, "low-rank change, float32": 4 * change,
+        "Adam's two moments, float32": 8 * change, "gradient": 4 * change, "engine's weights": 2 * (8_030_261_248 + change),
+        # 32 answers at a time: each evaluated one with its own prompt; 8 key heads of 128, keys and values, bfloat16
+        "keys and values, training or evaluating": 32 * (6144 + 2048) * 2 * 32 * 8 * 128 * 2,
+        "disk": 2 * 8_030_261_248 + 12 * change}
+    assert {name: sizes[name] for name in expected} == {
+        name: pytest.approx(size / 2**30, abs=0.006) for name, size in expected.items()}
+    assert sizes["in all, without temporaries"] < 0.95 * 80e9 / 2**30
 
 

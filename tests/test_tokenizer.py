@@ -140,9 +140,11 @@ def test_training_is_deterministic_and_saving_keeps_the_ids(directory):
 
 
 def test_a_models_directory_says_by_its_file_which_kind_it_is(all_three, directory):
+    (directory / "tokenizer_config.json").write_text("{}")
     for name, tokenizer in zip(("pieces", "ranks"), all_three[1:]):
         (directory / name).mkdir()
         tokenizer.save(directory / name)
+        assert (directory / name / "tokenizer_config.json").exists() == (name == "ranks")  # which a published model has beside it
         again = tokenizers.load_tokenizer(f"hf:{directory / name}")
         assert type(again) is type(tokenizer) and again.encode(CODE) == tokenizer.encode(CODE)
 

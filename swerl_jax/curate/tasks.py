@@ -32,7 +32,6 @@ from swerl_jax.data.shards import MalformedRow, open_examples
 from swerl_jax.env.chat import Chat
 from swerl_jax.env.reward import PAPER, RewardSpec
 from swerl_jax.env.tokenizer import load_tokenizer, tokenizer_file
-from swerl_jax.models import shipped
 
 FORMAT = 2  # of the manifest
 TEXT_SETTINGS = ("tokenizer", "chat", "prompt.style")  # by which lengths were counted
@@ -163,7 +162,8 @@ def shards_at(path: str) -> tuple[str, str]:
     return train, held_out
 
 
-def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool]) -> ml_collections.ConfigDict:
+def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool],
+                context: Callable[[], int]) -> ml_collections.ConfigDict:
     """The settings with what `data.shards` stands for.
 
     Training learns from the train shards and is judged by the held-out ones. Where lengths were counted with the tokenizer
@@ -172,7 +172,7 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
 
     Args:
       config: of any task; unchanged where `data.shards` is not set.
-      given: whether the user set a setting of this name.
+      given: whether the user set a setting of this name. context: of the model [tokens].
 
     Raises:
       ValueError: there are no such shards, none is held out, or other files are named besides.
@@ -191,11 +191,9 @@ def with_shards(config: ml_collections.ConfigDict, given: Callable[[str], bool])
     flat = dict(config_lib.flat(config))
     if any(made["config"][name] != flat[name] for name in TEXT_SETTINGS):
         return config
-    from swerl_jax.policy import hf  # with JAX, which curation does without
-
     lengths = made["prompt_tokens"]
-    room = hf.find_arch(config.model.arch, shipped.find(config.init)).context - config.answer.max_tokens
-    if config.prompt.max_tokens < (longest := min(lengths["median"], room)) and not given("prompt.max_tokens"):
+    longest = min(lengths["median"], context() - config.answer.max_tokens)
+    if config.prompt.max_tokens < longest and not given("prompt.max_tokens"):
         changes: dict[str, Any] = {"prompt.max_tokens": longest}
         config_lib.update(config, changes | ({} if given("engine.prefix_buckets") else {"engine.prefix_buckets": ()}))
     longest, counts = config.prompt.max_tokens, lengths["counts"]

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import tiktoken
@@ -48,23 +48,35 @@ class BytePairTokenizer:
       ranks: bytes → id; of two neighbours that can be merged, those that give the lowest id are merged first.
       special: name → id.
       is_normalized: text is brought to Unicode's form NFC first (Qwen).
+      verbatim, words: text → id of what is one id wherever it stands, the longest first: before normalisation, and after it.
     """
 
     def __init__(self, name: str, split: str, ranks: Mapping[bytes, int], special: Mapping[str, int],
-                 is_normalized: bool = False) -> None:
+                 is_normalized: bool, verbatim: Mapping[str, int], words: Mapping[str, int]) -> None:
         self.special = dict(special)
-        self.vocab_size = 1 + max(*ranks.values(), *self.special.values())
+        self._whole = {**verbatim, **words}
+        self._verbatim, self._words = _any_of(verbatim), _any_of(words)
+        self.vocab_size = 1 + max(*ranks.values(), *self.special.values(), *self._whole.values())
         self._bytes = [b""] * self.vocab_size
-        for piece, index in ranks.items():
+        for piece, index in [*ranks.items(), *((text.encode(), index) for text, index in self._whole.items())]:
             self._bytes[index] = piece
         self._is_normalized = is_normalized
         self._model = tiktoken.Encoding(name, pat_str=split, mergeable_ranks=dict(ranks), special_tokens=self.special)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        text = well_formed(text)
-        if self._is_normalized:
-            text = unicodedata.normalize("NFC", text)
+        ids: list[int] = []
+        for i, part in enumerate(self._verbatim.split(well_formed(text))):  # every other one is whole
+            ids += [self._whole[part]] if i % 2 else self._normal_ids(part)
+        return ids
+
+    def _normal_ids(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(self._words.split(unicodedata.normalize("NFC", text) if self._is_normalized else text)):
+            ids += [self._whole[part]] if i % 2 else self._merged_ids(part)
+        return ids
+
+    def _merged_ids(self, text: str) -> list[int]:
         long_blanks = (run.end() for run in _BLANKS.finditer(text) if run.end() - run.start() == _LONGEST_BLANK)
         cuts = [0, *long_blanks, len(text)]
         return [i for start, end in itertools.pairwise(cuts) for i in self._model.encode_ordinary(text[start:end])]
@@ -72,6 +84,12 @@ class BytePairTokenizer:
     def decode(self, ids: Iterable[int], show_special: bool = False) -> str:
         """See `Tokenizer`."""
         return decode(ids, self._bytes, self.special if show_special else {})
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str]:
+    """Finds the first of the texts, and of those that begin there the longest; of no texts nothing."""
+    longest_first = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    return re.compile(f"({longest_first})" if texts else "(?!)")
 
 
 class TiktokenTokenizer(BytePairTokenizer):
@@ -85,18 +103,19 @@ class TiktokenTokenizer(BytePairTokenizer):
         self._path = pathlib.Path(path)
         ranks = _read_ranks(self._path)
         super().__init__(self._path.name, _LLAMA3_SPLIT, ranks,
-                         {name: len(ranks) + i for i, name in enumerate(_llama3_special_names())})
+                         {name: len(ranks) + i for i, name in enumerate(_llama3_special_names())}, False, {}, {})
 
     def save(self, directory: str | os.PathLike[str]) -> str:
-        """See `Tokenizer`."""
+        """See `JsonTokenizer.save`."""
+        _copy_companions(self._path.parent, directory)
         return f"tiktoken:{copy_into(self._path, directory, shipped.TOKENIZER_NAME)}"
 
 
 class JsonTokenizer(BytePairTokenizer):
     """Hugging Face's `tokenizer.json` of a byte-level BPE, as Llama 3 and Qwen have it.
 
-    Ids are those of the `tokenizers` library on text without added tokens. Added tokens are special here, all of them:
-    plain text that spells one yields its bytes.
+    Ids are those of the `tokenizers` library on text that spells no special token; plain text that spells one yields its
+    bytes. Added tokens that the file does not call special (Qwen3's `<think>`) are text like any other, of one id.
 
     Raises:
       ValueError: the file cannot be read, or asks for something else than byte-level BPE, naming the key.
@@ -106,44 +125,66 @@ class JsonTokenizer(BytePairTokenizer):
         self._path = pathlib.Path(path)
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            ranks = _ranks(found["model"])
             split, is_normalized = _split(found["pre_tokenizer"]), _is_normalized(found.get("normalizer"))
-            special = {token["content"]: token["id"] for token in found["added_tokens"]}
+            special, verbatim, words = _added(found["added_tokens"])
+            ranks = _ranks(found["model"], {*special.values(), *verbatim.values(), *words.values()})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} cannot be read as a tokenizer.json of byte pairs: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        super().__init__(self._path.name, split, {piece: i for piece, i in ranks.items() if i not in special.values()},
-                         special, is_normalized)
+        super().__init__(self._path.name, split, ranks, special, is_normalized, verbatim, words)
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """See `Tokenizer`; files that belong to it (the template and the names of special ids) go with it."""
-        for name in _COMPANIONS:
-            if (self._path.parent / name).is_file():
-                copy_into(self._path.parent / name, directory, name)
+        _copy_companions(self._path.parent, directory)
         return f"json:{copy_into(self._path, directory, shipped.JSON_TOKENIZER_NAME)}"
 
 
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt", "vocab.json")
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "merges.txt",
+               "vocab.json")
 
 
-def _ranks(model: Mapping[str, Any]) -> dict[bytes, int]:
-    """Bytes → id, where the order of the ids is that of the merges, as tiktoken needs it."""
+def _copy_companions(source: pathlib.Path, directory: str | os.PathLike[str]) -> None:
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            copy_into(source / name, directory, name)
+
+
+def _ranks(model: Mapping[str, Any], added: Collection[int]) -> dict[bytes, int]:
+    """Bytes → id of all but the added ones, where the order of the ids is that of the merges, as tiktoken needs it."""
     wrong = [f"model.{key} is {model[key]!r}; supported is {value!r}" for key, value in {
         "type": "BPE", "dropout": None, "byte_fallback": False, "fuse_unk": False}.items() if model.get(key, value) != value]
     if wrong or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ValueError("; ".join(wrong) or "model has a prefix or suffix of subwords; supported is none")
     byte = {char: i for i, char in enumerate(_byte_characters())}
     vocabulary = model["vocab"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     last = -1
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    for left, right in merges:
         merged = vocabulary[left + right]
         if merged < last:
             raise ValueError(f"the merge of {left!r} and {right!r} gives id {merged} behind one that gives {last}; supported "
                              "are vocabularies whose ids follow their merges")
         last = merged
-    return {bytes(byte[char] for char in piece): i for piece, i in vocabulary.items()}
+    ranks = {piece: i for piece, i in vocabulary.items() if i not in added}
+    unmade = ranks.keys() - {left + right for left, right in merges} - byte.keys()
+    if unmade and not model.get("ignore_merges"):
+        raise ValueError(f"no merge makes {len(unmade)} entries of the vocabulary, such as {min(unmade)!r}; supported is that "
+                         "with model.ignore_merges true")
+    return {bytes(byte[char] for char in piece): i for piece, i in ranks.items()}
+
+
+def _added(tokens: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """(special, found before normalisation, found after it): text → id of the added tokens."""
+    special, verbatim, words = {}, {}, {}
+    for token in tokens:
+        kind = special if token["special"] else words if token["normalized"] else verbatim
+        kind[token["content"]] = token["id"]
+        wrong = [key for key in ("single_word", "lstrip", "rstrip") if token[key]]
+        if wrong and kind is not special:
+            raise ValueError(f"the added token {token['content']!r} has {', '.join(wrong)}; supported of those that are not "
+                             "special is none of these")
+    return special, verbatim, words
 
 
 def _byte_characters() -> list[str]:

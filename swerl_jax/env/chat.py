@@ -24,6 +24,7 @@ class Template:
       before: before a turn's text.
       after: after a turn's text, unless the policy speaks.
       stops: what ends the policy's own turn; the first is the one it is taught, the others are obeyed too.
+      further_stops: the same, of later tokenizers only.
       behind_stop: between the policy's stop and the next turn.
     """
 
@@ -31,6 +32,7 @@ class Template:
     before: tuple[str, ...]
     after: tuple[str, ...]
     stops: tuple[str, ...]
+    further_stops: tuple[str, ...] = ()
     behind_stop: tuple[str, ...] = ()
 
 
@@ -41,6 +43,7 @@ TEMPLATES = {
         before=(vocabulary.START_HEADER, _ROLE, vocabulary.END_HEADER, "\n\n"),
         after=(vocabulary.EOT,),
         stops=(vocabulary.EOT, vocabulary.END_OF_TEXT),
+        further_stops=("<|eom_id|>",),  # Llama 3.1: a message that expects a tool's answer
     ),
     # Qwen's; without the system turn that Qwen2.5's own template puts in front where there is none.
     "chatml": Template(
@@ -75,11 +78,13 @@ class Chat:
         self.tokenizer = tokenizer
         self._template = TEMPLATES[template]
         used = dict.fromkeys(part for parts in dataclasses.astuple(self._template) for part in parts)
-        missing = [part for part in used if part.startswith("<|") and part not in tokenizer.special]
+        had = {*tokenizer.special, *self._template.further_stops}
+        missing = [part for part in used if part.startswith("<|") and part not in had]
         if missing:
             raise ValueError(f"the chat template {template!r} needs the special ids {', '.join(missing)}, which the tokenizer "
                              f"lacks; choose the template of its model (--config.chat: {', '.join(TEMPLATES)})")
-        self.stop_ids = tuple(tokenizer.special[name] for name in self._template.stops)
+        ends = (*self._template.stops, *self._template.further_stops)
+        self.stop_ids = tuple(tokenizer.special[name] for name in ends if name in tokenizer.special)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation's beginning, up to where the policy is to write."""

@@ -307,6 +307,24 @@ def save_arrays(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> Non
         checkpointer.save(directory.absolute(), dict(arrays))
 
 
+def load_arrays(directory: pathlib.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads what `save_arrays` wrote onto the shardings of `abstract`, cast to its dtypes.
+
+    Raises:
+      ValueError: the paths or shapes differ from those saved; lists all.
+      CheckpointError: the directory is damaged or unreadable.
+    """
+    with _naming_path(directory, "read"), ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(directory.absolute()).item_metadata.tree
+        stored = {path: jax.ShapeDtypeStruct(x.shape, saved[path].dtype if path in saved else x.dtype, sharding=x.sharding)
+                  for path, x in abstract.items()}
+        if not (differences := _differences(saved, stored)):
+            return checkpointer.restore(directory.absolute(),
+                                        restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)))
+    raise ValueError(f"{directory} does not hold this model ({len(differences)} differences):"
+                     + "".join(f"\n  {line}" for line in differences))
+
+
 def _json_copy(host: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy as JSON will give it back; what would come back changed (a tuple, an int key, NaN) is refused."""
     try:

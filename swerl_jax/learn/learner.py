@@ -24,7 +24,7 @@ from swerl_jax.learn.batch import Batch
 from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import Llama, Lora, is_low_rank, merged_matrices
+from swerl_jax.policy.llama import Llama, Lora, is_low_rank
 from swerl_jax.policy.rows import row_attention, row_logp
 
 
@@ -185,15 +185,6 @@ class Learner:
         """The shapes and shardings of the gradient: float32, of the parameters that learn."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
                             self._learned(self.abstract.params))
-
-    def merged(self, params: Llama) -> Llama:
-        """The parameters of a plain model: those of the Lora are added to their matrices."""
-        if self.lora is None:
-            return params
-        with jax.set_mesh(self.mesh):
-            plain = jax.eval_shape(lambda: Llama(self.arch, jax.random.key(0), self.param_dtype))
-            arrays = params_to_arrays(params) | jax.jit(merged_matrices)(params)
-        return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], plain)
 
     def place(self, batch: Batch) -> Batch:
         """The batch's rows on the mesh."""

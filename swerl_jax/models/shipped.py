@@ -1,6 +1,7 @@
 """Directories of a model with its tokenizer: those beside this file ship with the project, others `export` wrote.
 
-A directory holds what `policy.hf` writes, the tokenizer, and the settings that the model was trained with.
+A directory holds what `policy.hf` writes, the tokenizer, and the settings that the model was trained with; in Orbax's format
+its parameters are in PARAMS_NAME.
 """
 
 import pathlib
@@ -8,15 +9,16 @@ import pathlib
 _HERE = pathlib.Path(__file__).resolve().parent
 TOKENIZER_NAME, JSON_TOKENIZER_NAME = "tokenizer.model", "tokenizer.json"
 SETTINGS_NAME = "settings.json"
+PARAMS_NAME = "params"  # Orbax's directory
 
 
 def find(spec: str) -> str | None:
-    """The directory that "embedded:NAME" (shipped) or "hf:DIR" names; None for a text of another kind.
+    """The directory that "embedded:NAME" (shipped), "hf:DIR", or the path of an Orbax export names; None for any other text.
 
     DIR may be remote ("hf:gs://bucket/model"), and is then not looked at.
 
     Raises:
-      ValueError: no such model ships, naming those that do; or there is no such directory.
+      ValueError: no such model ships, naming those that do; there is no such directory; or "hf:" is missing before one.
     """
     kind, _, name = spec.partition(":")
     if kind == "embedded":
@@ -28,4 +30,16 @@ def find(spec: str) -> str | None:
         if "://" not in name and not pathlib.Path(name).is_dir():
             raise ValueError(f"{spec}: there is no directory {name}")
         return name
-    return None
+    if any(pathlib.Path(spec).glob("model*.safetensors")):
+        raise ValueError(f"{spec} is a model's directory; give hf:{spec}")
+    return spec if is_orbax(spec) else None
+
+
+def is_orbax(directory: str) -> bool:
+    """Whether a directory holds a model in Orbax's format."""
+    return pathlib.Path(directory, PARAMS_NAME).is_dir()
+
+
+def has_tokenizer(directory: str) -> bool:
+    """Whether a directory of a model, on this machine, holds a tokenizer's file."""
+    return any(pathlib.Path(directory, name).is_file() for name in (TOKENIZER_NAME, JSON_TOKENIZER_NAME))

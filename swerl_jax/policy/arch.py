@@ -8,6 +8,7 @@ H head size · F hidden width of the feed-forward layer · V vocabulary · L lay
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +85,23 @@ class Arch:
     def layer_parameters(self) -> int:
         """Parameters of one layer."""
         small = 2 * self.D + self.has_qkv_bias * self.K * (self.G + 2) * self.H + self.has_qk_norm * 2 * self.H
-        return self._matrix_parameters + small
+        return self.matrix_parameters + small
 
     @property
-    def _matrix_parameters(self) -> int:
+    def matrix_parameters(self) -> int:
+        """Parameters of the matrices of one layer."""
         return self.D * self.K * (self.G + 2) * self.H + self.N * self.H * self.D + 3 * self.D * self.F
 
     @property
     def parameters(self) -> int:
         """Parameters of the whole model, tied ones once."""
         return self.L * self.layer_parameters + self.V * self.D * (1 if self.is_tied else 2) + self.D
+
+    def low_rank_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Parameters of a change of this rank of every layer's matrices of these names (see llama.Lora)."""
+        D, heads, hidden = self.D, self.N * self.H, self.F
+        ends = {"qkv": (D, heads + 2 * self.K * self.H), "out": (heads, D), "gate_up": (D, 2 * hidden), "down": (hidden, D)}
+        return self.L * rank * sum(sum(ends[name]) for name in targets)
 
     def forward_flops(self, tokens: int, keys: float = 0.0, head_tokens: int | None = None) -> float:
         """Floating-point operations of one forward pass (a multiply-add counts two).
@@ -104,7 +112,7 @@ class Arch:
           head_tokens: tokens whose logits are computed; all of them by default.
         """
         head = self.V * self.D * (tokens if head_tokens is None else head_tokens)
-        return 2.0 * (self.L * tokens * (self._matrix_parameters + 2 * self.N * self.H * keys) + head)
+        return 2.0 * (self.L * tokens * (self.matrix_parameters + 2 * self.N * self.H * keys) + head)
 
 
 def _llama(D: int, L: int, N: int, F: int, *, is_tied: bool = False, H: int = 128, factor: float | None = 8.0) -> Arch:

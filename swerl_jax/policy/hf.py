@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swerl_jax.policy import stored
 from swerl_jax.policy.arch import ARCHS, Arch, Llama3Scaling, YarnScaling
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +38,22 @@ _SIZES = {"V": "vocab_size", "D": "hidden_size", "L": "num_hidden_layers", "N": 
 _FIXED: Mapping[str, Any] = {
     "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "use_mrope": False,
     "partial_rotary_factor": 1.0, "num_experts": None, "num_local_experts": None, "quantization_config": None,
-    "dual_chunk_attention_config": None,
+    "dual_chunk_attention_config": None, "auto_map": None,
 }
+_FIXED_ROPE: Mapping[str, Any] = {"partial_rotary_factor": 1.0, "mrope_section": None}
 _LLAMA3 = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor",
            "original_context": "original_max_position_embeddings"}
 _YARN = {"factor": "factor", "fast": "beta_fast", "slow": "beta_slow", "original_context": "original_max_position_embeddings"}
 
 
-def find_arch(name: str, directory: str | None) -> Arch:
-    """A row of ARCHS by its name, or for "init" the model in `directory`, where training begins with one.
+def find_arch(name: str, directory: Callable[[], str | None]) -> Arch:
+    """A row of ARCHS by its name, or for "init" the model in `directory()`, where training begins with one.
 
     Raises:
       ValueError: unknown name, or no directory; or as `read_arch`.
     """
-    if name == "init" and directory is not None:
-        return read_arch(directory)
+    if name == "init" and (found := directory()) is not None:
+        return read_arch(found)
     if name not in ARCHS:
         raise ValueError(f"model.arch is {name!r}; needed is one of {', '.join(ARCHS)}, or init with --config.init=hf:DIR "
                          "(or embedded:NAME)")
@@ -82,26 +83,48 @@ def read_arch(directory: str) -> Arch:
 
 def _arch(found: Mapping[str, Any]) -> Arch:
     family, wrong = _family(found)
-    wrong += [f"{key} is {found[key]!r}; supported is {value!r}" for key, value in _FIXED.items()
-              if found.get(key, value) != value]
+    wrong += _other(found, _FIXED)
     kinds = sorted(set(found.get("layer_types") or ()) - {"full_attention"})
     wrong += [f"layer_types has {', '.join(kinds)}; supported is 'full_attention'"] if kinds else []
-    # Version 5 of transformers puts all of it under one key, earlier ones under two.
-    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
+    rope, contradictions = _rope(found)
     scaling, faults = _scaling(rope, found)
-    if wrong or faults:
-        raise ValueError("; ".join(wrong + faults))
+    if wrong or contradictions or faults:
+        raise ValueError("; ".join(wrong + contradictions + faults))
     sizes = {letter: found[key] for letter, key in _SIZES.items()}
     return Arch(**sizes, H=found.get("head_dim") or sizes["D"] // sizes["N"],
                 is_tied=found.get("tie_word_embeddings", False), has_qkv_bias=family.has_qkv_bias,
-                has_qk_norm=family.has_qk_norm, rope_theta=float(rope.get("rope_theta") or found["rope_theta"]),
+                has_qk_norm=family.has_qk_norm, rope_theta=float(rope["rope_theta"]),
                 rope_scaling=scaling, norm_epsilon=found["rms_norm_eps"], context=found["max_position_embeddings"])
+
+
+def _other(found: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[str]:
+    return [f"{key} is {found[key]!r}; supported is {value!r}" for key, value in fixed.items() if found.get(key, value) != value]
+
+
+def _rope(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(what the file says of rotary positions, rope_type and rope_theta among it; where it contradicts itself).
+
+    Version 5 of transformers puts all of it under one key, earlier ones under two.
+    """
+    newer, older = (dict(found.get(key) or {}) for key in ("rope_parameters", "rope_scaling"))
+    for one in (newer, older):
+        kind = one.pop("type", None)
+        one["rope_type"] = one.get("rope_type") or kind or "default"
+        one["rope_theta"] = one.get("rope_theta") or found.get("rope_theta") or newer.get("rope_theta")
+    if found.get("rope_parameters") and (found.get("rope_scaling") and older != newer
+                                         or found.get("rope_theta") not in (None, newer["rope_theta"])):
+        return newer, [f"rope_parameters are {newer!r}, and rope_scaling and rope_theta say {older!r}; needed is one of them"]
+    rope = newer if found.get("rope_parameters") else older
+    if rope["rope_theta"] is None:
+        raise KeyError("rope_theta")
+    return rope, _other(rope, _FIXED_ROPE)
 
 
 def _family(found: Mapping[str, Any]) -> tuple[_Family, list[str]]:
     names = found["architectures"]
     if len(names) == 1 and names[0] in FAMILIES:
-        return FAMILIES[names[0]], []
+        family = FAMILIES[names[0]]
+        return family, _other(found, {"model_type": family.model_type})
     return _Family(""), [f"architectures is {names!r}; supported is one of {', '.join(FAMILIES)}"]
 
 
@@ -109,15 +132,18 @@ def _scaling(
     rope: Mapping[str, Any], found: Mapping[str, Any]
 ) -> tuple[Llama3Scaling | YarnScaling | None, list[str]]:
     """(the scaling, what is not supported in it)."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope["rope_type"]
     if kind == "default":
         return None, []
     if kind == "llama3":
         return Llama3Scaling(**{ours: rope[key] for ours, key in _LLAMA3.items()}), []
     if kind != "yarn":
         return None, [f"the rope_type is {kind!r}; supported are 'default', 'llama3' and 'yarn'"]
-    values = {"original_max_position_embeddings": found["max_position_embeddings"], **rope}
-    scaling = YarnScaling(**{ours: values[key] for ours, key in _YARN.items() if values.get(key) is not None})
+    if rope.get("factor") is None:
+        return None, ["factor of YaRN is missing; needed is by how much the context grows"]
+    values = {key: value for key, value in rope.items() if value is not None}
+    values = {"original_max_position_embeddings": found["max_position_embeddings"], **values}
+    scaling = YarnScaling(**{ours: values[key] for ours, key in _YARN.items() if key in values})
     size = 0.1 * math.log(scaling.factor) + 1
     wrong = [f"{key} of YaRN is {rope[key]!r}; supported is {value!r}" for key, value in {
         "attention_factor": size, "mscale": None, "mscale_all_dim": None, "truncate": True}.items()

@@ -24,10 +24,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from swerl_jax.policy import stored
 from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, parameter_name
+from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, merged, parameter_name
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_CHUNK = 2**22  # numbers compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ class _Place:
 def _places(arch: Arch) -> tuple[list[_Place], list[_Place]]:
     """(of the top, of a layer): every tensor of the model."""
     G = arch.G
-    top = [_Place("embed", "model.embed_tokens.weight", "V D"), _Place("final_norm", "model.norm.weight", "D")]
+    top = [_Place("embed", _EMBED, "V D"), _Place("final_norm", "model.norm.weight", "D")]
     if not arch.is_tied:
-        top.append(_Place("head", "lm_head.weight", "V D"))
+        top.append(_Place("head", _HEAD, "V D"))
     heads = (("q", 0, G), ("k", G, G + 1), ("v", G + 1, G + 2))
     layer = [
         _Place("attention_norm", "input_layernorm.weight", "D"),
@@ -113,8 +115,8 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     Raises:
       ValueError: missing, surplus or misshapen tensors, all of them named; or a file that cannot be read.
     """
-    tensors = stored.find(directory)
-    _check(directory, arch, tensors)
+    tensors, damaged = stored.find(directory)
+    _check(directory, arch, tensors, damaged)
     top, layer = _places(arch)
     sizes = _sizes(arch)
 
@@ -122,7 +124,8 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
         name = parameter_name(path)
         if name in TOP_AXES:
             (place,) = [place for place in top if place.ours == name]
-            return _placed(place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes), x.sharding, x.dtype)
+            view = place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes)
+            return _placed(view, x.sharding, x.dtype, is_kept=True)
         places = [place for place in layer if place.ours == name]
         return _stacked(x, LAYER_AXES[name], {
             (i, place): tensors[f"model.layers.{i}.{place.theirs}"] for i in range(arch.L) for place in places}, sizes)
@@ -130,9 +133,13 @@ def load(directory: str, arch: Arch, abstract: Any) -> Any:
     return jax.tree_util.tree_map_with_path(make, abstract)
 
 
-def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
-    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`."""
-    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=False))
+def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any, *, is_kept: bool = False) -> jax.Array:
+    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`.
+
+    A CPU's array may be the file itself: one that is kept is a copy.
+    """
+    is_copy = is_kept and next(iter(sharding.device_set)).platform == "cpu"
+    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=is_copy))
 
 
 def _stacked(x: jax.ShapeDtypeStruct, axes: str, tensors: Mapping[tuple[int, _Place], stored.Stored],
@@ -155,17 +162,27 @@ def _put(stack: jax.Array, one: jax.Array, start: list[int]) -> jax.Array:
     return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(held, new, start), stack.dtype)
 
 
-def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored]) -> None:
+def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored], damaged: Mapping[str, str]) -> None:
     wanted = shapes(arch)
-    ignored = {"lm_head.weight"} if arch.is_tied else set()  # some write the tied matrix twice
-    faults = [f"{name} is missing" for name in wanted if name not in tensors]
+    ignored = {_HEAD} if arch.is_tied else set()  # some write the tied matrix twice
+    faults = [*damaged.values(), *(f"{name} is missing" for name in wanted if name not in tensors and name not in damaged)]
     faults += [f"{name} is not in the model" for name in tensors
                if name not in wanted and name not in ignored and not name.endswith("rotary_emb.inv_freq")]
     faults += [f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}; needed is {list(shape)} of "
                f"{' or '.join(DTYPES)}" for name, shape in wanted.items()
                if name in tensors and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES.values())]
+    if arch.is_tied and _HEAD in tensors and _EMBED in tensors and not _is_equal(tensors[_HEAD], tensors[_EMBED]):
+        faults.append(f"{_HEAD} is not {_EMBED}, though tie_word_embeddings is true; set that to false, or leave {_HEAD} out")
     if faults:
         raise ValueError(f"the tensors in {directory} do not fit its config.json:\n  " + "\n  ".join(faults))
+
+
+def _is_equal(one: stored.Stored, other: stored.Stored) -> bool:
+    """Whether two tensors have the same numbers; of a local file a few are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.read().reshape(-1), other.read().reshape(-1)
+    return all(np.array_equal(a[i:i + _CHUNK], b[i:i + _CHUNK]) for i in range(0, a.size, _CHUNK))
 
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
@@ -180,7 +197,7 @@ def write(directory: pathlib.Path, arch: Arch, model: Any, dtype: str, max_file_
 
     Args:
       directory: exists.
-      model: a `policy.llama.Llama`; one array of one layer at a time comes to the host.
+      model: a `policy.llama.Llama`; one array of one layer at a time comes to the host, a low-rank change added in float32.
       dtype: one of DTYPES. max_file_bytes: of the data in one file; a single tensor may exceed it.
 
     Raises:
@@ -196,7 +213,7 @@ def _parts(arch: Arch, model: Any, dtype: np.dtype) -> Iterator[stored.Part]:
 
     @functools.lru_cache(1)  # tensors that share an array follow each other
     def fetch(name: str, i: int | None) -> np.ndarray:
-        return np.asarray(getattr(model, name)[...] if i is None else getattr(model.layers, name)[...][i])
+        return np.asarray(getattr(model, name)[...] if i is None else merged(model.layers, name, i))
 
     def make(place: _Place, name: str, i: int | None) -> np.ndarray:
         axes = TOP_AXES[place.ours] if i is None else LAYER_AXES[place.ours].removeprefix("L ")

@@ -244,15 +244,13 @@ def _linear(x: jax.Array, layer: Layers, name: str, place: Place) -> jax.Array:
     return y + layer.lora_scale * product(product(x, a[...].astype(x.dtype), axes), b[...].astype(x.dtype))
 
 
-def merged_matrices(model: Llama) -> dict[str, jax.Array]:
-    """The matrices that have a low-rank change with it added, in their dtype: {"layers/qkv": [L …], …}."""
-    layers, found = model.layers, {}
-    for name in MATRICES:
-        if getattr(layers, f"{name}_a") is not None:
-            w, a, b = (getattr(layers, part)[...] for part in (name, f"{name}_a", f"{name}_b"))
-            change = jax.vmap(partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST))(a, b)
-            found[f"layers/{name}"] = (w.astype(jnp.float32) + layers.lora_scale * change).astype(w.dtype)
-    return found
+def merged(layers: Layers, name: str, i: int) -> jax.Array:
+    """A parameter of layer i; a matrix that has a low-rank change with it added, in float32."""
+    w, a, b = (getattr(layers, part, None) for part in (name, f"{name}_a", f"{name}_b"))
+    if a is None:
+        return w[...][i]
+    change = jnp.tensordot(a[...][i], b[...][i], axes=1, precision=jax.lax.Precision.HIGHEST)
+    return w[...][i].astype(jnp.float32) + layers.lora_scale * change
 
 
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any, place: Place):

@@ -71,26 +71,45 @@ def read_text(url: str) -> str:
         return file.read()
 
 
-def find(directory: str) -> dict[str, Stored]:
+def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
     """All tensors of the files in `directory`, local or remote (gs://…), by name.
 
+    Returns:
+      (the tensors, those that cannot be read → why).
+
     Raises:
-      ValueError: there is no such file, one is missing, cut off or no safetensors; or index and files disagree.
+      ValueError: there is no such file, one is missing or no safetensors; or there are two versions.
     """
+    index_url, single_url = join(directory, INDEX_NAME), join(directory, SINGLE_NAME)
     try:
-        index = json.loads(read_text(join(directory, INDEX_NAME)))["weight_map"]
+        files = json.loads(read_text(index_url))["weight_map"]
+        if not all(isinstance(name, str) for name in files.values()):
+            raise TypeError("weight_map holds something else than names of files")
     except FileNotFoundError:
-        return _header(join(directory, SINGLE_NAME))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{join(directory, INDEX_NAME)} cannot be read: {error!r}") from error
-    found = {name: _header(join(directory, name)) for name in sorted(set(index.values()))}
-    lost = [f"{name} in {file}" for name, file in index.items() if name not in found[file]]
-    if lost:
-        raise ValueError(f"{join(directory, INDEX_NAME)} names tensors that the files lack: {', '.join(lost)}")
-    return {name: found[file][name] for name, file in index.items()}
+        return _header(single_url)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index_url} cannot be read: {error!r}") from error
+    names = sorted(set(files.values()))
+    if SINGLE_NAME not in names and _exists(single_url):
+        raise ValueError(f"{directory} holds {SINGLE_NAME} and an index of other files; delete the ones that are not the model")
+    found, faults = {}, {}
+    for file in names:
+        tensors, wrong = _header(join(directory, file))
+        lost = {name: f"{name} is not in {file}, where the index has it" for name, place in files.items()
+                if place == file and name not in tensors | wrong}
+        extra = {name: f"{name} is in {file} and not so in the index" for name in tensors if files.get(name) != file}
+        found |= {name: tensor for name, tensor in tensors.items() if name not in extra}
+        faults |= wrong | lost | extra
+    return found, faults
 
 
-def _header(url: str) -> dict[str, Stored]:
+def _exists(url: str) -> bool:
+    system, path = fsspec.core.url_to_fs(url)
+    return system.exists(path)
+
+
+def _header(url: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """(the tensors of a file, those that cannot be read → why)."""
     try:
         with fsspec.open(url, "rb") as file:
             first = file.read(8)
@@ -98,24 +117,48 @@ def _header(url: str) -> dict[str, Stored]:
             if not 0 < length <= _MAX_HEADER_BYTES:
                 raise ValueError(f"its header claims {length} bytes")
             entries = json.loads(file.read(length))
-            size = file.seek(0, 2)
+            size = file.seek(0, 2) - 8 - length
+        if not isinstance(entries, dict):
+            raise ValueError(f"its header is {str(entries)[:60]!r} and not a table of tensors")
     except (OSError, ValueError) as error:
         raise ValueError(f"{url} cannot be read as safetensors: {error}") from error
     entries.pop("__metadata__", None)
-    found, faults = {}, []
-    for name, entry in entries.items():
-        dtype, shape, (start, end) = DTYPES.get(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        if dtype is None:
-            faults.append(f"{name} is of dtype {entry['dtype']}; supported are {', '.join(DTYPES)}")
-        elif end - start != math.prod(shape) * dtype.itemsize:
-            faults.append(f"{name} has {end - start} bytes for {entry['dtype']} {list(shape)}")
-        elif 8 + length + end > size:
-            faults.append(f"{name} ends at byte {8 + length + end:,}, the file at {size:,}: it is cut off")
-        else:
-            found[name] = Stored(url, name, dtype, shape, 8 + length + start)
-    if faults:
-        raise ValueError(f"{url} is damaged or not supported:\n  " + "\n  ".join(faults))
-    return found
+    found, faults, last = {}, {}, 0
+    for name, entry in sorted(entries.items(), key=_offsets):
+        fault = _fault(entry, last, size)
+        if fault is not None:
+            faults[name] = f"{url}: {name} {fault}"
+            continue
+        start, last = entry["data_offsets"]
+        found[name] = Stored(url, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+    return found, faults
+
+
+def _offsets(item: tuple[str, Any]) -> list[int]:
+    try:
+        return [int(x) for x in item[1]["data_offsets"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _fault(entry: Any, last: int, size: int) -> str | None:
+    """What is wrong with a tensor's entry in a header, or None. last: where the one before it ends; size: of all data."""
+    try:
+        kind, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        is_number = [isinstance(x, int) and x >= 0 for x in (*shape, start, end)]
+    except (KeyError, TypeError, ValueError):
+        is_number = [False]
+    if not all(is_number) or not isinstance(kind, str):
+        return f"has the entry {str(entry)[:200]}; needed are dtype, shape and data_offsets, of numbers from 0"
+    if kind not in DTYPES:
+        return f"is of dtype {kind}; supported are {', '.join(DTYPES)}"
+    if end - start != math.prod(shape) * DTYPES[kind].itemsize:
+        return f"has {end - start} bytes for {kind} {shape}"
+    if start < last:
+        return f"begins at byte {start:,} of the data, where another tensor lies"
+    if end > size:
+        return f"ends at byte {end:,} of the data, and that at {size:,}: it is cut off"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
