@@ -5,7 +5,8 @@
 
 It starts from the policy that ships with the project (forms of configs/tiny_warmstart.py made it), draws tasks from this
 machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. A user
-tells the bugs, in sentences that the warm start has heard about any bug whatever: what they mean is for the reward to teach.
+tells the bugs, in sentences that the warm start has heard mostly about any bug whatever: how far to trust them is for the reward
+to teach.
 
 Two AMD EPYC cores, idle, Python 3.11: 7 minutes. What it changes is in the README, "Watch it learn".
 """
@@ -44,7 +45,7 @@ def get_config(variant: str = ""):
         "prompt.max_tokens": 160, "answer.max_tokens": 240,
         "model.arch": "init", "model.dtype": "float32",
         "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48, "engine.temperature": 0.7,
-        "rl.steps": 88, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 2.5e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
+        "rl.steps": 88, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 4e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
         "rl.row_tokens": (1024, 1280, 1536), "learner.block": 32,
         "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
         "eval.every_steps": 0, "eval.examples": 300, "eval.samples": 2, "eval.temperature": 0.7,

@@ -7,19 +7,20 @@
 It teaches how to answer. First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model
 learns to copy lines of its prompt. Then injected bugs in functions of the standard library and pieces of them, read once each,
 most of them in other words throughout, so that words never seen are copied too. Of their issues a tenth tell the repair, a
-tenth are words by chance, a third are a user's about a kind of bug by chance, so that the policy edits where it does not
-understand, and the others name the fault as a maintainer would; what a user's sentences mean is left to reinforcement learning
-(configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the whole function: a
-causal model cannot choose a line by what comes later in it.
+tenth are words by chance, a fifth are a user's about a kind of bug by chance, so that the policy edits where it does not
+understand, a tenth are a user's and true, and the others name the fault as a maintainer would; how far to trust a user is left to
+reinforcement learning (configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the
+whole function: a causal model cannot choose a line by what comes later in it.
 
-The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in ten stages: 2,400 steps of short edits of
+The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in twelve stages: 2,400 steps of short edits of
 all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be inferred, a
 fifth of them told, the last 650 with falling rates, 520 of whole functions of at most 200 bytes, 400 where a third of the issues
-say nothing, 600 where four in ten are a user's about a bug by chance, 500 and 1,500 of thoughts that tell the place too, and 1,250
-where half of the other words are invented, all with falling rates (seeds 0 to 2, 2, 5, 6, 14 and 17 to 19, Python 3.11.7, two AMD
-EPYC cores shared with other work, seven hours); exported as float16. A maintainer's issues of eleven kinds of bugs: 83.5 % [78.5,
-88.5] of the answers are usable and 68.5 % [62.0, 75.0] exact (200 held-out tasks, greedy; mean reward 0.655, 0.983 among usable
-ones). `swerl_jax/models/tiny/scores.json` has the scores, on the main job's tasks, that a test holds the parameters to. This
+say nothing, 600 where four in ten are a user's about a bug by chance, 500 and 1,500 of thoughts that tell the place too, 1,250
+where half of the other words are invented, 400 where some of the user's issues are true, and 480 of functions that admit two bugs
+or more, all with falling rates (seeds 0 to 2, 2, 5, 6, 14 and 17 to 21, Python 3.11.7, two AMD EPYC cores shared with other work,
+eight hours); exported as float16. A maintainer's issues of eleven kinds of bugs: 90.5 % [86.0, 94.5] of the answers are usable and
+74.5 % [68.0, 80.5] exact (200 held-out tasks, greedy; mean reward 0.795, 0.983 among usable ones).
+`swerl_jax/models/tiny/scores.json` has the scores, on the main job's tasks, that a test holds the parameters to. This
 recipe as it stands has not been run to its end.
 """
 
@@ -33,7 +34,7 @@ def get_config(variant: str = ""):
         "name": "tiny-warmstart", "phases": ("sft",),
         "tasks.drill_count": 12_800, "tasks.train_count": 52_000, "tasks.held_out_count": 400, "tasks.operators": INFERABLE,
         "tasks.max_function_bytes": 200, "tasks.is_cut": True, "tasks.told_share": 0.1, "tasks.babbled_share": 0.1,
-        "tasks.misled_share": 0.35, "tasks.reworded_share": 0.9,
+        "tasks.misled_share": 0.2, "tasks.overheard_share": 0.1, "tasks.reworded_share": 0.9,
         "data.shuffle": False,
         "tokenizer": "train:1024", "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}",
         "sft.lines_around": 100, "prompt.max_tokens": 176, "answer.max_tokens": 256,
