@@ -44,8 +44,10 @@ class TaskSpec:
       drill_count: drills written before the training tasks, see `drills`; read in order, they are a curriculum.
       told_share: 0 … 1: of the training tasks, those whose issue gives the repair away.
       babbled_share: 0 … 1: of the training tasks, those whose issue says nothing, see `symptoms.babble`.
-      misled_share: 0 … 1: of the training tasks, those whose issue is a user's for a kind of bug drawn by chance: true in what
-        it points at, and in how it misbehaves seldom. It makes a user's sentences known without telling what they mean.
+      misled_share: 0 … 1: of the training tasks, those whose issue is a user's who is mistaken: it is about a bug that the
+        function might as well have had, drawn by chance (the true one, at times), of another kind, at another place, or both.
+      overheard_share: 0 … 1: of the training tasks, those whose issue is a user's and true, whatever the voice. Beside
+        misled ones they teach what a user's sentences mean, and to trust them as often as they are true.
       reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
         FUNCTION and is_renamed.
       voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a
@@ -234,7 +236,7 @@ def _task(
     bug = mutate.mutate(source, span, rng, spec.operators, used)
     if bug is None:
         return None
-    issue = _issue(rng, spec.voice, bug.operator, bug)
+    issue = _issue(rng, spec.voice, bug)
     texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
     shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
     files = [(shown[path], text) for path, text in texts]
@@ -243,19 +245,19 @@ def _task(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=_training_issue(spec, corpus, bug, source, issue, rng) if is_training else issue,
+        issue=_training_issue(spec, corpus, bug, source, span, issue, rng) if is_training else issue,
         files=dict(files),
         oracle={shown[function.path]: source},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
 
 
-def _issue(rng: random.Random, voice: str, operator: str, bug: mutate.Mutation) -> str:
-    return symptoms.describe(rng, voice, operator, bug.function, bug.subject, bug.removed)
+def _issue(rng: random.Random, voice: str, bug: mutate.Mutation) -> str:
+    return symptoms.describe(rng, voice, bug.operator, bug.function, bug.subject, bug.removed)
 
 
 def _training_issue(
-    spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, issue: str, rng: random.Random,
+    spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, span: tuple[int, int], issue: str, rng: random.Random,
 ) -> str:
     """Returns `issue`, or what the shares of `spec` put in its place."""
     share = rng.random()
@@ -266,9 +268,11 @@ def _training_issue(
     if share < babbled:
         return symptoms.babble(rng, bug.function, corpus.words)
     if share < misled:
-        return _issue(rng, "user", rng.choice(sorted(spec.operators or operators.OPERATORS)), bug)
+        other = mutate.mutate(source, span, rng, spec.operators) or bug
+        about = other.subject if other.subject in bug.text else ""  # that bug's own code stands nowhere
+        return _issue(rng, "user", dataclasses.replace(bug, operator=other.operator, subject=about))
     if share < overheard:
-        return _issue(rng, "user", bug.operator, bug)
+        return _issue(rng, "user", bug)
     return issue
 
 
