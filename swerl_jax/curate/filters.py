@@ -45,7 +45,6 @@ _INEXPRESSIBLE = {  # the kinds that search/replace edits cannot say; the others
     SYMLINK: "a symbolic link", SUBMODULE: "a submodule", ODD_PATH: "under a path that no example can hold",
     MISSING: "missing from the clone", TOO_LARGE: "too large to be read",
 }  # fmt: skip
-_CODE_KINDS = (EDIT, NEW, DELETE, RENAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +180,7 @@ def _is_version_change(removed: Sequence[str], added: Sequence[str]) -> bool:
 def _no_source(candidate: Candidate, settings: FilterSettings) -> str:
     del settings
     roles = [file_role(file) for file in candidate.files]
-    if any(role == paths.SOURCE and file.kind in _CODE_KINDS for role, file in zip(roles, candidate.files, strict=True)):
-        return ""
-    return f"{len(roles)} files: {', '.join(sorted(set(roles)))}"
+    return "" if paths.SOURCE in roles else f"{len(roles)} files: {', '.join(sorted(set(roles)))}"
 
 
 def _no_issue(candidate: Candidate, settings: FilterSettings) -> str:
@@ -270,9 +267,12 @@ _TABLE: dict[str, Callable[..., str]] = {
     **{f"kind_{kind}": functools.partial(_has_kind, kind=kind) for kind in _INEXPRESSIBLE},
     "huge": _huge, "fix_in_issue": _fix_in_issue, "secret_in_code": _secret_in_code,
 }  # fmt: skip
+_KIND_REASONS = {f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say" for kind, what in _INEXPRESSIBLE.items()}
+_MISSING_REASON = f"kind_{MISSING}"
 REASONS = {
     "bot": "a program proposed it, or it only moves a version",
     "empty": "no text differs, or only line endings do",
+    _MISSING_REASON: _KIND_REASONS.pop(_MISSING_REASON),  # of a partial clone the licence is missing too, and is not the cause
     "unwritten_only": "only lock files, generated or vendored ones",
     "version_only": "only version numbers",
     "no_source": "no source file in a programming language, besides tests",
@@ -280,7 +280,7 @@ REASONS = {
     "short_issue": "the issue says next to nothing",
     "language": "not one of the languages asked for",
     "licence": "not one of the licences asked for, or unknown",
-    **{f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say" for kind, what in _INEXPRESSIBLE.items()},
+    **_KIND_REASONS,
     "huge": "too many files or lines, or too large a file",
     "not_a_bug_fix": "its words tell of something else",
     "fix_in_issue": "the issue spells out the fix",

@@ -100,8 +100,7 @@ def curate(config: ml_collections.ConfigDict, engine: Engine) -> str:
     finally:
         engine.close()
     order = list(ORDER)
-    meanings = {reason: meaning for (_, reason), meaning in pipeline.MEANINGS.items()}
-    table = funnel_lib.table(outcome.funnel, order, meanings)
+    table = funnel_lib.table(outcome.funnel, order, pipeline.MEANINGS)
     files.write_json(f"{settings.out}/funnel.json", funnel_lib.to_json(outcome.funnel))
     with files.written(f"{settings.out}/funnel.txt") as path:
         pathlib.Path(path).write_text(table, encoding="utf-8")
