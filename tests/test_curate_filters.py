@@ -95,6 +95,11 @@ def test_every_kind_but_two_is_a_reason_of_its_own(kind):
     assert reason(made) == ("" if kind in ("edit", "new") else f"kind_{kind}")
 
 
+def test_an_issue_that_is_named_and_not_linked_is_told():
+    made = candidate(issues=(), meta={"links": {"#3": "newer"}})
+    assert filters.reject(made, filters.make_filters()).detail == "no issue is linked (#3 newer)"
+
+
 def test_what_a_partial_clone_lacks_comes_before_its_licence_that_is_missing_too():
     assert reason(candidate(edit(kind="missing", before=None, after=None), licence="")) == "kind_missing"
 

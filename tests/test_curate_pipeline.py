@@ -10,7 +10,7 @@ import pytest
 from clones import History, git
 from curated import MIT, Inline, config, contents, make_clone, shards
 
-from swerl_jax.curate import candidates, clones, tasks
+from swerl_jax.curate import candidates, clones, git_names, tasks
 from swerl_jax.curate.git_process import GitTimeout
 from swerl_jax.data.shards import open_examples
 from swerl_jax.env import prompts, reward
@@ -97,6 +97,22 @@ def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_
     (directory / "out" / "train-00000-of-00001.array_record").unlink()
     curate(f"git:{directory / 'clones'}", directory / "out", held_out_share=0.4)
     assert shards(directory / "out") == expected
+
+
+def test_what_may_not_be_looked_into_is_listed_and_told(tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q", "--bare", "a.git")
+    (tmp_path / "locked").mkdir()
+    stat = pathlib.Path.stat
+
+    def guarded(path, **options):
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", guarded)
+    found = git_names.find_repositories(tmp_path)
+    assert found == [str(tmp_path / "a.git"), str(tmp_path / "locked")]
+    assert [clones.look_at(None, path, "")["fault"][:28] for path in found] == ["", "[Errno 13] Permission denied"]
 
 
 def test_objects_fetched_later_show_in_a_clones_state_in_a_work_tree_of_it_too(tmp_path):

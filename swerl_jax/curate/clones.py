@@ -67,7 +67,7 @@ def look_at(shared: None, path: str, out: str) -> dict[str, Any]:
         with Repository(path) as repository:
             clone = Clone(path, repository.name(), tuple(repository.root_commits()), repository.count(), repository.head(),
                           _state(repository), remotes=tuple(repository.remote_names()))
-    except RepositoryError as error:
+    except (RepositoryError, OSError) as error:  # the second of what may not be looked into
         clone = Clone(path, git_names.name_from_path(path), fault=str(error))
     return dataclasses.asdict(clone)
 

@@ -186,7 +186,8 @@ def _no_source(candidate: Candidate, settings: FilterSettings) -> str:
 def _no_issue(candidate: Candidate, settings: FilterSettings) -> str:
     change = candidate.change
     if settings.needs_issue and not change.issues and not change.meta.get("message_as_issue"):
-        return "no issue is linked"
+        named = ", ".join(f"{link} {status}" for link, status in change.meta.get("links", {}).items())
+        return f"no issue is linked ({named or 'none is named'})"
     return "" if issue_text(change).strip() else "its issues have no text"
 
 

@@ -164,7 +164,7 @@ def _from_swebench(settings: Settings, work: Work) -> tuple[list[Result], Evalua
     clones = _clones(work, settings.clones) if settings.clones else []
     evaluation = _with_clones(settings.judge.evaluation, clones)
     counted = _good(work.run("rows", swebench_stage.count, None, [
-        Item(settings.place, (settings.place,), files.state(settings.place))]))[0].value
+        Item(settings.place, (settings.place,), files.state(settings.place))], is_kept=False))[0].value
     shared = (dataclasses.replace(settings.judge, evaluation=evaluation), settings.buckets)
     items = swebench_stage.items(settings.place, counted["rows"], clones, settings.with_hints)
     return work.run("examples", swebench_stage.read_range, shared, items), evaluation, [counted["fault"]] * bool(counted["fault"])

@@ -21,7 +21,7 @@ ROWS = 500  # of an item
 
 
 def count(shared: None, url: str, out: str) -> Any:
-    """Counts the rows that can be read; a stage's function."""
+    """Counts the rows that can be read, which depends on what is installed, too; a stage's function."""
     del shared, out
     number, fault = 0, ""
     try:
