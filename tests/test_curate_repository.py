@@ -325,7 +325,8 @@ def test_git_that_gives_no_answer_is_not_waited_for():
         slow.until(b"\n")
     with pytest.raises(RepositoryError, match="longer than 0.05 s"):
         git_process.run(["sleep", "60"], {}, 0.05)
-    dead = git_process.Dialogue(["sh", "-c", "printf 'hint: no\\nfatal: no luck:\\n\\ttoday' >&2"], git_process.environment(), 10, 10)
+    line = ["sh", "-c", "printf 'hint: no\\nfatal: no luck:\\n\\ttoday' >&2"]
+    dead = git_process.Dialogue(line, git_process.environment(), 10, 10)
     for _ in range(2):  # it starts anew
         with pytest.raises(git_process.GitDied, match="^no luck: today$"):
             dead.ask(b"x\n")

@@ -268,12 +268,11 @@ _TABLE: dict[str, Callable[..., str]] = {
     **{f"kind_{kind}": functools.partial(_has_kind, kind=kind) for kind in _INEXPRESSIBLE},
     "huge": _huge, "fix_in_issue": _fix_in_issue, "secret_in_code": _secret_in_code,
 }  # fmt: skip
-_KIND_REASONS = {f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say" for kind, what in _INEXPRESSIBLE.items()}
-_MISSING_REASON = f"kind_{MISSING}"
 REASONS = {
     "bot": "a program proposed it, or it only moves a version",
     "empty": "no text differs, or only line endings do",
-    _MISSING_REASON: _KIND_REASONS.pop(_MISSING_REASON),  # of a partial clone the licence is missing too, and is not the cause
+    # Early: of a partial clone the licence is missing too, and is not the cause.
+    f"kind_{MISSING}": "a file of the oracle is missing from the clone, which is partial or damaged: clone it whole",
     "unwritten_only": "only lock files, generated or vendored ones",
     "version_only": "only version numbers",
     "no_source": "no source file in a programming language, besides tests",
@@ -281,7 +280,8 @@ REASONS = {
     "short_issue": "the issue says next to nothing",
     "language": "not one of the languages asked for",
     "licence": "not one of the licences asked for, or unknown",
-    **_KIND_REASONS,
+    **{f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say"
+       for kind, what in _INEXPRESSIBLE.items() if kind != MISSING},
     "huge": "too many files or lines, or too large a file",
     "not_a_bug_fix": "its words tell of something else",
     "fix_in_issue": "the issue spells out the fix",

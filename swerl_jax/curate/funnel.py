@@ -122,7 +122,8 @@ def rows(funnel: Funnel, order: Sequence[tuple[str, str]] = ()) -> list[tuple[st
 
 
 def table(
-    funnel: Funnel, order: Sequence[tuple[str, str]] = (), meanings: Mapping[tuple[str, str], str] | None = None, *, markdown: bool = False
+    funnel: Funnel, order: Sequence[tuple[str, str]] = (), meanings: Mapping[tuple[str, str], str] | None = None, *,
+    markdown: bool = False
 ) -> str:
     """The funnel as a table, one reason a line.
 

@@ -131,7 +131,8 @@ def run(settings: Settings, work: Work) -> Outcome:
     shards = _write_shards(settings, work, sources, collected, decided)
     funnel = _funnel(found, collected, decided)
     if funnel.kept != (rows := sum(shard["rows"] for shard in shards)):
-        raise RuntimeError(f"{funnel.kept} examples were kept and {rows} are in the shards at {settings.out}; that is a bug, report it")
+        raise RuntimeError(f"{funnel.kept} examples were kept and {rows} are in the shards at {settings.out}; that is a bug, "
+                           "report it")
     ranked = sum(result.value["ranked"] for result in found if not result.fault)
     return Outcome(
         funnel=funnel, shards=tuple(shards), split_by=decided.value["split_by"],

@@ -98,7 +98,8 @@ def curate(config: ml_collections.ConfigDict, engine: Engine) -> str:
     try:
         files.write_json(f"{settings.out}/work/settings.json", said)
     except OSError as error:
-        raise ValueError(f"out: nothing can be written to {settings.out} ({error}); make room or choose another --config.out") from error
+        raise ValueError(f"out: nothing can be written to {settings.out} ({error}); make room or choose another "
+                         "--config.out") from error
     try:
         outcome = pipeline.run(settings, Work(f"{settings.out}/work", engine))
     finally:
