@@ -1,5 +1,6 @@
 """The same work by Apache Beam: the same bytes. Collected only where apache_beam is installed (see conftest)."""
 
+import datetime
 import json
 
 from curated import Inline, config, make_clone, shards
@@ -24,10 +25,12 @@ def test_parquet_rows_are_read(tmp_path):
     import pyarrow.parquet
 
     rows = [{"repo": "o/n", "instance_id": f"o__n-{number}", "base_commit": "b", "test_patch": "",
+             "created_at": f"2024-01-0{number + 1}T00:00:00Z",
              "problem_statement": f"It breaks with error {number} when called for the {number * 7}th time",
              "patch": f"--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-return {number}\n+return {number} + {number * 3}\n"}
             for number in range(3)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    timed = [row | {"created_at": datetime.datetime.fromisoformat(row["created_at"])} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(timed), tmp_path / "rows.parquet")
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name in ("rows.parquet", "rows.jsonl"):
         tasks.curate(config(f"swebench:{tmp_path / name}", tmp_path / f"out-{name}"), Inline())

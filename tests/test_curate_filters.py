@@ -73,6 +73,7 @@ def test_the_papers_rule_is_at_hand():
     ([edit("README.md"), edit("tests/test_a.py")], "no_source"),
     ([edit("a.json"), edit("style.css")], "no_source"),
     ([edit(), edit("old.py", kind="delete", after=None)], "kind_delete"),
+    ([edit(kind="not_utf8", before=None, after=None)], "kind_not_utf8"),
     ([edit(), edit("logo.png", kind="binary", before=None, after=None)], "kind_binary"),
     ([edit(), edit("docs/logo.png", kind="binary", before=None, after=None)], ""),
     ([edit(), edit("tests/old_test.py", kind="delete", after=None)], ""),
@@ -92,6 +93,15 @@ def test_files_decide(files, expected):
 def test_every_kind_but_two_is_a_reason_of_its_own(kind):
     made = candidate(edit(), edit("b.py", kind=kind))
     assert reason(made) == ("" if kind in ("edit", "new") else f"kind_{kind}")
+
+
+def test_an_issue_that_is_named_and_not_linked_is_told():
+    made = candidate(issues=(), meta={"links": {"#3": "newer"}})
+    assert filters.reject(made, filters.make_filters()).detail == "no issue is linked (#3 newer)"
+
+
+def test_what_a_partial_clone_lacks_comes_before_its_licence_that_is_missing_too():
+    assert reason(candidate(edit(kind="missing", before=None, after=None), licence="")) == "kind_missing"
 
 
 def test_a_candidate_without_files_is_empty():

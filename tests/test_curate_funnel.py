@@ -32,7 +32,7 @@ filters  bot            2      33.3     2
 also seen: torn_hours 1
 """
     assert "| git     | octopus |       1 |     16.7 |    5 | many parents |" in funnel.table(
-        made, ORDER, {"octopus": "many parents"}, markdown=True)
+        made, ORDER, {("git", "octopus"): "many parents", ("filters", "octopus"): "others"}, markdown=True)
 
 
 def test_nothing_in_gives_an_empty_table():

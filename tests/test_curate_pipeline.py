@@ -10,7 +10,7 @@ import pytest
 from clones import History, git
 from curated import MIT, Inline, config, contents, make_clone, shards
 
-from swerl_jax.curate import candidates, tasks
+from swerl_jax.curate import candidates, clones, git_names, tasks
 from swerl_jax.curate.git_process import GitTimeout
 from swerl_jax.data.shards import open_examples
 from swerl_jax.env import prompts, reward
@@ -97,6 +97,32 @@ def test_nothing_is_done_twice_and_the_order_of_work_does_not_show(git_run, tmp_
     (directory / "out" / "train-00000-of-00001.array_record").unlink()
     curate(f"git:{directory / 'clones'}", directory / "out", held_out_share=0.4)
     assert shards(directory / "out") == expected
+
+
+def test_what_may_not_be_looked_into_is_listed_and_told(tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q", "--bare", "a.git")
+    (tmp_path / "locked").mkdir()
+    stat = pathlib.Path.stat
+
+    def guarded(path, **options):
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", guarded)
+    found = git_names.find_repositories(tmp_path)
+    assert found == [str(tmp_path / "a.git"), str(tmp_path / "locked")]
+    assert [clones.look_at(None, path, "")["fault"][:28] for path in found] == ["", "[Errno 13] Permission denied"]
+
+
+def test_objects_fetched_later_show_in_a_clones_state_in_a_work_tree_of_it_too(tmp_path):
+    make_clone(tmp_path / "a.git", "o/a", fixes=2, seed=1)
+    git(tmp_path / "a.git", "worktree", "add", "-q", "--detach", str(tmp_path / "side"))
+    states = []
+    for text in (b"one", b"two"):
+        states.append([clones.look_at(None, str(tmp_path / name), "")["state"] for name in ("a.git", "side")])
+        git(tmp_path / "a.git", "hash-object", "-w", "--stdin", data=text)
+    assert states[0][0] == states[0][1] and states[1][0] == states[1][1] != states[0][1]
 
 
 @pytest.mark.parametrize("error, odd, dropped", [
@@ -266,12 +292,14 @@ def test_rows_with_a_clone_show_whole_files(tmp_path):
            "problem_statement": "It breaks\nwith an error when called twice", "patch": git(clone, "diff", ids["docs"], ids[1]) + "\n",
            "test_patch": "", "FAIL_TO_PASS": "[\"t\"]", "PASS_TO_PASS": "[]"}
     wrong = row | {"instance_id": "o__n-8", "patch": row["patch"].replace("\n     ", "\n     other")}
-    lines = [json.dumps(row), json.dumps(wrong), json.dumps(row | {"instance_id": "x-1", "base_commit": "0" * 40}), "[]"]
+    lines = [json.dumps(row), json.dumps(wrong), json.dumps(row | {"instance_id": "x-1", "base_commit": "0" * 40}), "[]",
+             json.dumps(row)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     manifest, _ = curate(f"swebench:{tmp_path / 'rows.jsonl'}", tmp_path / "out", keep_rejects=True, held_out_share=0.0,
                          curate__clones=str(tmp_path / "clones"), curate__hints=True)
     assert [(one["reason"], one["id"]) for one in rejects(tmp_path / "out")] == [
-        ("patch_fails", "o__n-8"), ("missing_commit", "x-1"), ("malformed_row", "[]")]
+        ("patch_fails", "o__n-8"), ("missing_commit", "x-1"), ("malformed_row", "[]"), ("same_id", "o__n-7")]
+    assert manifest["funnel"]["in"] == 5 and manifest["funnel"]["out"] == 1
     example, = open_examples(str(tmp_path / "out" / "train-*"))
     (path, after), = example.oracle.items()
     assert after == git(clone, "show", f"{ids[1]}:{path}") + "\n" * after.endswith("\n")

@@ -325,9 +325,10 @@ def test_git_that_gives_no_answer_is_not_waited_for():
         slow.until(b"\n")
     with pytest.raises(RepositoryError, match="longer than 0.05 s"):
         git_process.run(["sleep", "60"], {}, 0.05)
-    dead = git_process.Dialogue(["sh", "-c", "echo fatal: no luck >&2"], git_process.environment(), 10, 10)
+    line = ["sh", "-c", "printf 'hint: no\\nfatal: no luck:\\n\\ttoday' >&2"]
+    dead = git_process.Dialogue(line, git_process.environment(), 10, 10)
     for _ in range(2):  # it starts anew
-        with pytest.raises(git_process.GitDied, match="no luck"):
+        with pytest.raises(git_process.GitDied, match="^no luck: today$"):
             dead.ask(b"x\n")
             dead.exactly(5)
     echo = git_process.Dialogue(["cat"], git_process.environment(), 10, max_requests=2)

@@ -57,6 +57,13 @@ def test_shards_stand_for_paths_and_budgets(made, capsys):
     config_lib.check(with_shards(made, **TEXT))
 
 
+def test_a_place_that_cannot_be_written_to_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    make_clone(tmp_path / "a.git", "o/a", fixes=1, seed=1)
+    with pytest.raises(ValueError, match="nothing can be written to .*/file/out .*choose another"):
+        tasks.curate(config(f"git:{tmp_path / 'a.git'}", tmp_path / "file" / "out"), Inline())
+
+
 def test_what_are_no_shards_is_said(made, tmp_path):
     with pytest.raises(ValueError, match="name the shards or the files, not both"):
         with_shards(made, data__train=("a.jsonl",))

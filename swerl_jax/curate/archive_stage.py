@@ -87,7 +87,7 @@ def read_bucket(shared: tuple[JudgeSettings, Joining], facts: Sequence[str], ans
     with Clones(joining.clones) as clones:
         found = archive.changes(facts, answers, bucket)
         verdicts = _verdicts(found, clones, judge.judge_of(settings), tally)
-        return {**outcomes.write(out, verdicts, "archive", tally, joining.buckets), "faults": []}
+        return {**outcomes.write(out, verdicts, f"bucket {bucket}", 0, tally, joining.buckets), "faults": []}
 
 
 def _verdicts(found: Iterable[Change | Reject], clones: Clones, judging: judge.Judge, tally: Tally) -> Iterator[Verdict]:

@@ -66,8 +66,8 @@ def look_at(shared: None, path: str, out: str) -> dict[str, Any]:
     try:
         with Repository(path) as repository:
             clone = Clone(path, repository.name(), tuple(repository.root_commits()), repository.count(), repository.head(),
-                          _state(path, repository.head()), remotes=tuple(repository.remote_names()))
-    except RepositoryError as error:
+                          _state(repository), remotes=tuple(repository.remote_names()))
+    except (RepositoryError, OSError) as error:  # the second of what may not be looked into
         clone = Clone(path, git_names.name_from_path(path), fault=str(error))
     return dataclasses.asdict(clone)
 
@@ -129,15 +129,13 @@ class Clones:
         self._faults[clone.path] = fault
 
 
-def _state(path: str, head: str) -> str:
+def _state(repository: Repository) -> str:
     """Changes where objects were added or lost: the packs with their sizes, what is loose, where history is cut off."""
-    directory = git_names.git_directory(path)
-    objects = directory / "objects"
+    objects, shallow = repository.object_directory, repository.shallow_file
     packs = [(name, os.stat(objects / "pack" / name).st_size) for name in _names(objects / "pack")]
     loose = [(name, len(_names(objects / name))) for name in _names(objects) if len(name) == 2]
-    shallow = directory / "shallow"
     depth = shallow.read_text("utf-8", "replace") if shallow.is_file() else ""
-    return hashlib.sha256(repr((head, packs, loose, depth)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((repository.head(), packs, loose, depth)).encode()).hexdigest()[:24]
 
 
 def _names(directory: pathlib.Path) -> list[str]:

@@ -45,7 +45,6 @@ _INEXPRESSIBLE = {  # the kinds that search/replace edits cannot say; the others
     SYMLINK: "a symbolic link", SUBMODULE: "a submodule", ODD_PATH: "under a path that no example can hold",
     MISSING: "missing from the clone", TOO_LARGE: "too large to be read",
 }  # fmt: skip
-_CODE_KINDS = (EDIT, NEW, DELETE, RENAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,15 +180,14 @@ def _is_version_change(removed: Sequence[str], added: Sequence[str]) -> bool:
 def _no_source(candidate: Candidate, settings: FilterSettings) -> str:
     del settings
     roles = [file_role(file) for file in candidate.files]
-    if any(role == paths.SOURCE and file.kind in _CODE_KINDS for role, file in zip(roles, candidate.files, strict=True)):
-        return ""
-    return f"{len(roles)} files: {', '.join(sorted(set(roles)))}"
+    return "" if paths.SOURCE in roles else f"{len(roles)} files: {', '.join(sorted(set(roles)))}"
 
 
 def _no_issue(candidate: Candidate, settings: FilterSettings) -> str:
     change = candidate.change
     if settings.needs_issue and not change.issues and not change.meta.get("message_as_issue"):
-        return "no issue is linked"
+        named = ", ".join(f"{link} {status}" for link, status in change.meta.get("links", {}).items())
+        return f"no issue is linked ({named or 'none is named'})"
     return "" if issue_text(change).strip() else "its issues have no text"
 
 
@@ -273,6 +271,8 @@ _TABLE: dict[str, Callable[..., str]] = {
 REASONS = {
     "bot": "a program proposed it, or it only moves a version",
     "empty": "no text differs, or only line endings do",
+    # Early: of a partial clone the licence is missing too, and is not the cause.
+    f"kind_{MISSING}": "a file of the oracle is missing from the clone, which is partial or damaged: clone it whole",
     "unwritten_only": "only lock files, generated or vendored ones",
     "version_only": "only version numbers",
     "no_source": "no source file in a programming language, besides tests",
@@ -280,7 +280,8 @@ REASONS = {
     "short_issue": "the issue says next to nothing",
     "language": "not one of the languages asked for",
     "licence": "not one of the licences asked for, or unknown",
-    **{f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say" for kind, what in _INEXPRESSIBLE.items()},
+    **{f"kind_{kind}": f"of the oracle's files one is {what}, which edits cannot say"
+       for kind, what in _INEXPRESSIBLE.items() if kind != MISSING},
     "huge": "too many files or lines, or too large a file",
     "not_a_bug_fix": "its words tell of something else",
     "fix_in_issue": "the issue spells out the fix",

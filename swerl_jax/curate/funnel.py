@@ -122,13 +122,14 @@ def rows(funnel: Funnel, order: Sequence[tuple[str, str]] = ()) -> list[tuple[st
 
 
 def table(
-    funnel: Funnel, order: Sequence[tuple[str, str]] = (), meanings: Mapping[str, str] | None = None, *, markdown: bool = False
+    funnel: Funnel, order: Sequence[tuple[str, str]] = (), meanings: Mapping[tuple[str, str], str] | None = None, *,
+    markdown: bool = False
 ) -> str:
     """The funnel as a table, one reason a line.
 
     Args:
       funnel, order: as in `rows`.
-      meanings: reason → what it means, as a last column.
+      meanings: (stage, reason) → what it means, as a last column.
       markdown: True: a Markdown table; False: aligned text.
     """
     header = ["stage", "reason", "dropped", "% of all", "left", *(["meaning"] if meanings else [])]
@@ -140,7 +141,7 @@ def table(
     share = f"{100 * funnel.kept / funnel.entered:.1f}" if funnel.entered else ""
     lines.append(["", "out", "", share, str(funnel.kept)])
     if meanings:
-        lines = [[*line, meanings.get(line[1], "")] for line in lines]
+        lines = [[*line, meanings.get((line[0], line[1]), "")] for line in lines]
     return _laid_out(header, lines, markdown) + _notes(funnel)
 
 

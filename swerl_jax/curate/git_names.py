@@ -55,11 +55,11 @@ def name_from_path(path: str | os.PathLike[str]) -> str:
 
 
 def _find(path: pathlib.Path, depth: int) -> list[pathlib.Path]:
-    if _is_clone(path):
-        return [path]
-    if not depth or not path.is_dir() or path.is_symlink() and depth < _MAX_DEPTH:
-        return []
     try:
+        if _is_clone(path):
+            return [path]
+        if not depth or not path.is_dir() or path.is_symlink() and depth < _MAX_DEPTH:
+            return []
         inner = sorted(entry for entry in path.iterdir() if entry.is_dir())
     except PermissionError:
         return [path]

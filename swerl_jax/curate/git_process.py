@@ -70,7 +70,7 @@ def run(line: Sequence[str], variables: Mapping[str, str], timeout_s: float, dat
         raise GitTimeout(f"{_shown(line)} took longer than {timeout_s:g} s") from error
     except OSError as error:
         raise RepositoryError(f"{_shown(line)} cannot be started ({error}); needed is git") from error
-    return done.returncode, done.stdout, _last_line(done.stderr)
+    return done.returncode, done.stdout, _complaint(done.stderr)
 
 
 class Dialogue:
@@ -173,14 +173,16 @@ class Dialogue:
     def _die(self) -> None:
         self._process.wait()
         self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - 4096))
-        complaint = _last_line(self._complaints.read())
+        complaint = _complaint(self._complaints.read())
         self.close()
         raise GitDied(complaint or f"{_shown(self._line)} ended without a word")
 
 
-def _last_line(complaints: bytes) -> str:
-    lines = complaints.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].removeprefix("fatal: ")[:300] if lines else ""
+def _complaint(complaints: bytes) -> str:
+    """What git died of, else its last line; all of it where it takes several lines."""
+    text = complaints.decode("utf-8", "replace").strip()
+    before, fatal, after = text.rpartition("fatal: ")
+    return " ".join(after.split())[:300] if fatal else text.rpartition("\n")[2][:300]
 
 
 def _shown(line: Sequence[str]) -> str:

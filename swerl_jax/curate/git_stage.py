@@ -48,7 +48,7 @@ def read_range(settings: tuple[JudgeSettings, int], clone: Clone, first: int, la
     judged, buckets = settings
     tally = Tally()
     known, faults = _issues(issues, clone.name, is_only) if issues and not clone.fault else (None, [])
-    value = outcomes.write(out, _verdicts(judged, clone, first, last, known, tally), clone.path, tally, buckets)
+    value = outcomes.write(out, _verdicts(judged, clone, first, last, known, tally), clone.path, first, tally, buckets)
     return {**value, "faults": [clone.fault] if clone.fault else faults if first == 0 else []}
 
 

@@ -40,13 +40,13 @@ class Verdict:
     changes: int = 1
 
 
-def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buckets: int) -> dict[str, Any]:
+def write(out: str, verdicts: Iterable[Verdict], source: str, first: int, tally: Tally, buckets: int) -> dict[str, Any]:
     """Writes the verdicts of an item as they come.
 
     Args:
       out: beginning of the files' names.
       verdicts: read once; `tally` is read after the last.
-      source: the item's name, which tells rows of the same id apart.
+      source, first: where they are from, and which is the first of them there: that tells rows of the same id apart.
       buckets: parts of the run; an id's is the same in every item.
 
     Returns:
@@ -59,7 +59,7 @@ def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buck
 
     def rows(rejects: BinaryIO) -> Iterator[tuple[int, Sequence[Any]]]:
         nonlocal kept
-        for verdict in verdicts:
+        for number, verdict in enumerate(verdicts, first):
             if isinstance(verdict.outcome, Reject):
                 dropped[verdict.outcome.stage, verdict.outcome.reason] += verdict.changes
                 if (verdict.outcome.stage, verdict.outcome.reason) == (judge.STAGE, "repository"):
@@ -69,7 +69,7 @@ def write(out: str, verdicts: Iterable[Verdict], source: str, tally: Tally, buck
             kept += 1
             place = place_of(verdict.outcome.id)
             value = shards.example_to_json(verdict.outcome)
-            yield place % buckets, (place, verdict.outcome.id, source, 0, "", 0, verdict.family, value)
+            yield place % buckets, (place, verdict.outcome.id, source, number, "", 0, verdict.family, value)
 
     with rejects_file(out + REJECTS) as file:
         runs.write_run(out + RUN, rows(file), buckets)

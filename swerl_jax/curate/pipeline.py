@@ -129,9 +129,13 @@ def run(settings: Settings, work: Work) -> Outcome:
     decided = _good(work.run("decide", shard_stage.decide, (settings.similarity, settings.held_out_share), [
         Item("near-duplicates", (tuple(result.out for result in collected),))]))[0]
     shards = _write_shards(settings, work, sources, collected, decided)
+    funnel = _funnel(found, collected, decided)
+    if funnel.kept != (rows := sum(shard["rows"] for shard in shards)):
+        raise RuntimeError(f"{funnel.kept} examples were kept and {rows} are in the shards at {settings.out}; that is a bug, "
+                           "report it")
     ranked = sum(result.value["ranked"] for result in found if not result.fault)
     return Outcome(
-        funnel=_funnel(found, collected, decided), shards=tuple(shards), split_by=decided.value["split_by"],
+        funnel=funnel, shards=tuple(shards), split_by=decided.value["split_by"],
         recall={k: sum(result.value["found"].get(str(k), 0.0) for result in found if not result.fault) / ranked
                 for k in context.RECALL_AT if ranked},
         ranked=ranked, faults=tuple(dict.fromkeys(faults)), evaluation=evaluation,
@@ -161,7 +165,7 @@ def _from_swebench(settings: Settings, work: Work) -> tuple[list[Result], Evalua
     clones = _clones(work, settings.clones) if settings.clones else []
     evaluation = _with_clones(settings.judge.evaluation, clones)
     counted = _good(work.run("rows", swebench_stage.count, None, [
-        Item(settings.place, (settings.place,), files.state(settings.place))]))[0].value
+        Item(settings.place, (settings.place,), files.state(settings.place))], is_kept=False))[0].value
     shared = (dataclasses.replace(settings.judge, evaluation=evaluation), settings.buckets)
     items = swebench_stage.items(settings.place, counted["rows"], clones, settings.with_hints)
     return work.run("examples", swebench_stage.read_range, shared, items), evaluation, [counted["fault"]] * bool(counted["fault"])

@@ -70,8 +70,9 @@ class Repository:
         objects, shallow = (self._git("rev-parse", "--git-path", name).decode("utf-8", "surrogateescape").strip("\n")
                             for name in ("objects", "shallow"))
         self.timeouts = 0  # so far
-        self.is_shallow = os.path.exists(shallow)
-        self.objects = Objects(os.path.abspath(objects), object_format, pathlib.Path(shallow), limits.timeout_s)
+        self.object_directory, self.shallow_file = pathlib.Path(os.path.abspath(objects)), pathlib.Path(os.path.abspath(shallow))
+        self.is_shallow = self.shallow_file.exists()
+        self.objects = Objects(str(self.object_directory), object_format, self.shallow_file, limits.timeout_s)
         self._texts: Lru[str, Blob] = Lru(_CACHED_TEXT_BYTES)
         self._trees: Lru[str, list[tuple[str, str, str]]] = Lru(_CACHED_TREE_ENTRIES)
         self._nodes: Lru[str, ancestry.Node] = Lru(_CACHED_NODES)

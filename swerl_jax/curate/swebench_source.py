@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import gzip
 import itertools
 import json
@@ -185,4 +186,11 @@ def _parquet_rows(url: str) -> Iterator[Any]:
         raise ValueError(f"{url} is parquet, which needs pyarrow: pip install -e .[curate], in an environment of its own") from error
     with fsspec.open(url, "rb") as file:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(256):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield {key: _iso(value) if isinstance(value, datetime.datetime) else value for key, value in row.items()}
+
+
+def _iso(time: datetime.datetime) -> str:
+    """As JSON has it, in UTC, which a time without a zone is taken for."""
+    zoned = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    return zoned.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -21,7 +21,7 @@ ROWS = 500  # of an item
 
 
 def count(shared: None, url: str, out: str) -> Any:
-    """Counts the rows that can be read; a stage's function."""
+    """Counts the rows that can be read, which depends on what is installed, too; a stage's function."""
     del shared, out
     number, fault = 0, ""
     try:
@@ -52,7 +52,7 @@ def read_range(settings: tuple[JudgeSettings, int], url: str, first: int, last: 
     with Clones(clones) as opened:
         judging = judge.judge_of(judged)
         verdicts = (_verdict(row, judging, opened, with_hints, tally) for row in swebench_source.read_rows(url, first, last))
-        return {**outcomes.write(out, verdicts, url, tally, buckets), "faults": []}
+        return {**outcomes.write(out, verdicts, url, first, tally, buckets), "faults": []}
 
 
 def _verdict(row: Any, judging: judge.Judge, clones: Clones, with_hints: bool, tally: Tally) -> Verdict:

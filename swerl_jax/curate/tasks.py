@@ -90,18 +90,22 @@ def curate(config: ml_collections.ConfigDict, engine: Engine) -> str:
     """Makes the shards, or goes on making them; returns what to print.
 
     Raises:
-      ValueError: the settings cannot work, or `out` holds shards made with others.
+      ValueError: the settings cannot work, or `out` holds shards made with others or cannot be written to.
     """
     settings = settings_of(config)
     said = _said(config)
     _check_free(settings.out, said)
     try:
+        files.write_json(f"{settings.out}/work/settings.json", said)
+    except OSError as error:
+        raise ValueError(f"out: nothing can be written to {settings.out} ({error}); make room or choose another "
+                         "--config.out") from error
+    try:
         outcome = pipeline.run(settings, Work(f"{settings.out}/work", engine))
     finally:
         engine.close()
     order = list(ORDER)
-    meanings = {reason: meaning for (_, reason), meaning in pipeline.MEANINGS.items()}
-    table = funnel_lib.table(outcome.funnel, order, meanings)
+    table = funnel_lib.table(outcome.funnel, order, pipeline.MEANINGS)
     files.write_json(f"{settings.out}/funnel.json", funnel_lib.to_json(outcome.funnel))
     with files.written(f"{settings.out}/funnel.txt") as path:
         pathlib.Path(path).write_text(table, encoding="utf-8")

@@ -18,7 +18,7 @@ from swerl_jax.curate import files
 from swerl_jax.curate.engine import Engine
 from swerl_jax.env.progress import Progress
 
-FORMAT = 1  # of the results; another number makes all of them anew
+FORMAT = 2  # of the results; another number makes all of them anew
 _RESULT, _FAULT = ".json", ".fault.json"
 
 

@@ -1,6 +1,6 @@
 """How fast hours of GH Archive become facts on disk, and in how much memory: prints one JSON line.
 
-    python tests/bench/archive.py [--events 20000] [--hours 4] [--seed 0]
+    python tests/bench/archive.py [--events 20000] [--hours 2] [--seed 0]
 
 Generates `--hours` files of `--events` events each, in the mix of a working day of 2024: 55 % pushes, 9 % events of pull
 requests, 3 % reviews, of about the sizes that GitHub's payloads have. "Scanned" is reading facts and dropping them,
@@ -222,7 +222,7 @@ def main():
     """Generates, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--hours", type=int, default=4)
+    parser.add_argument("--hours", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     result = {"bench": "archive", **vars(flags)}
