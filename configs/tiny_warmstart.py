@@ -7,15 +7,15 @@
 It teaches how to answer. First drills, ever longer made-up functions whose issue tells the change: within 500 steps the model
 learns to copy lines of its prompt. Then injected bugs in functions of the standard library and pieces of them, read once each,
 most of them in other words throughout, so that words never seen are copied too. Of their issues a tenth tell the repair, a
-tenth are words by chance, a fifth are a user's about a kind of bug by chance, so that the policy edits where it does not
-understand, a tenth are a user's and true, and the others name the fault as a maintainer would; how far to trust a user is left to
-reinforcement learning (configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the
+tenth are words by chance, a fifth are a mistaken user's, about a bug that the function might have had, so that the policy edits
+where it does not understand, a tenth are a user's and true, and the others name the fault as a maintainer would; how far to trust
+a user is left to reinforcement learning (configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the
 whole function: a causal model cannot choose a line by what comes later in it.
 
 The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in twelve stages: 2,400 steps of short edits of
 all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be inferred, a
 fifth of them told, the last 650 with falling rates, 520 of whole functions of at most 200 bytes, 400 where a third of the issues
-say nothing, 600 where four in ten are a user's about a bug by chance, 500 and 1,500 of thoughts that tell the place too, 1,250
+say nothing, 600 where four in ten are a user's about any kind of bug, 500 and 1,500 of thoughts that tell the place too, 1,250
 where half of the other words are invented, 400 where some of the user's issues are true, and 480 of functions that admit two bugs
 or more, all with falling rates (seeds 0 to 2, 2, 5, 6, 14 and 17 to 21, Python 3.11.7, two AMD EPYC cores shared with other work,
 eight hours); exported as float16. A maintainer's issues of eleven kinds of bugs: 90.5 % [86.0, 94.5] of the answers are usable and
