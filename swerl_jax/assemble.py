@@ -70,6 +70,19 @@ class Text:
         """int32 [S]."""
         return np.asarray(self.chat.prompt(messages(example, self.style)), np.int32)
 
+    def question_ids(self, example: Example) -> np.ndarray:
+        """As prompt_ids, for an example that was not chosen by its length.
+
+        Raises:
+          ValueError: it exceeds the budget.
+        """
+        ids = self.prompt_ids(example)
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(f"issue and files are a prompt of {len(ids)} tokens and prompt.max_tokens is {self.max_prompt_tokens}; "
+                             "show fewer or shorter files, or add --config.engine.prefix_buckets=\"()\" "
+                             f"--config.prompt.max_tokens={len(ids)}, if the model has learnt such lengths")
+        return ids
+
     def answer_ids(self, example: Example) -> np.ndarray:
         """int32 [T]: the oracle's answer with its stop id."""
         return np.asarray(self.chat.answer(taught_answer(example, self.thought, self.lines_around)), np.int32)
@@ -187,7 +200,7 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
     Raises:
       ValueError: unknown name, or the tokenizer has more ids than the model.
     """
-    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
+    known = hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init))
     kind = config.tokenizer.partition(":")[0]
     if config.model.arch != "init" and kind in ("byte", "train", "embedded", "hf"):
         return dataclasses.replace(known, V=max(known.V, tokenizer.vocab_size) if kind == "hf" else tokenizer.vocab_size)
@@ -210,17 +223,11 @@ def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
                   shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed)
 
 
-def reward_spec(config: ml_collections.ConfigDict) -> RewardSpec:
-    """Which reward, with which options."""
-    r = config.reward
-    return RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-
-
 def scoring(config: ml_collections.ConfigDict) -> ScoringPool:
     """The scoring processes."""
     r = config.reward
     chars = CHARS_A_TOKEN * (config.answer.max_tokens + config.prompt.max_tokens)
-    return ScoringPool(reward_spec(config), r.workers, r.deadline_s or default_deadline_s(chars, chars))
+    return ScoringPool(RewardSpec.of(r), r.workers, r.deadline_s or default_deadline_s(chars, chars))
 
 
 def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, poll: Callable[[], None]) -> Collector:
@@ -297,8 +304,8 @@ def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSe
                             config.sft.rows * shards)
     block = config.learner.block or min(128, longest)
     padded = -(-longest // block) * block
-    sizes = tuple(sorted({max(padded, -(-config.rl.samples * padded // part // block) * block) for part in (1, 2, 4)}))
-    return PackSettings(engines.prefix_buckets(config), tuple(config.rl.row_tokens) or sizes, block, longest,
+    sizes = {max(padded, -(-config.rl.samples * padded // part // block) * block) for part in (1, 2, 4)}
+    return PackSettings(engines.prefix_buckets(config), tuple(sorted(config.rl.row_tokens or sizes)), block, longest,
                         config.learner.rows * shards)
 
 

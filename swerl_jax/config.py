@@ -131,7 +131,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- learner ---------------------------------------------------------------------------------------------------
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
-    "learner.remat": ("dots", "what the backward pass computes again: a name in policy.llama.REMAT"),
+    "learner.remat": ("dots", "what the backward pass computes again, as in policy.llama.REMAT: none, layer, dots, attention or offload"),
     "learner.attention": ("auto", "plain, splash (the TPU's kernel; interpreted elsewhere, slowly), or auto: what suits the devices"),
     "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
@@ -270,6 +270,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine.unroll_layers": ("auto", "true", "false"), "engine.attention": ("auto", "plain", "kernel"),
     "engine.weights": ("model", "int8"),
     "learner.attention": ("auto", "plain", "splash"),
+    "learner.remat": ("none", "layer", "dots", "attention", "offload"),
     "optimizer.moments_dtype": ("auto", "float32", "bfloat16"),
     "rl.advantage": ("grpo", "dr_grpo", "rloo"),
     "rl.loss": ("clip", "cispo"),
@@ -308,6 +309,8 @@ _RULES = (
     _Rule(lambda c: c.distributed.coordinator not in ("auto", "none") and not 0 <= c.distributed.process < c.distributed.processes,
           "distributed.process is {distributed.process} of distributed.processes={distributed.processes}; needed is a number from 0, "
           "below the count"),
+    _Rule(lambda c: c.task == "train" and not any(c[p].steps for p in c.phases if p in ("sft", "rl")),
+          "phases are {phases}, rl.steps {rl.steps} and sft.steps {sft.steps}: nothing to do; give one of the phases steps"),
     _Rule(lambda c: c.rl.importance_cap and c.rl.importance_cap < 1, "rl.importance_cap is {rl.importance_cap}; needed is 0 or at least 1"),
     _Rule(lambda c: c.engine.prefix_buckets and c.prompt.max_tokens > max(c.engine.prefix_buckets),
           "prompt.max_tokens is {prompt.max_tokens} and the largest of engine.prefix_buckets {engine.prefix_buckets} is smaller; "

@@ -6,8 +6,7 @@ import pathlib
 
 import ml_collections
 
-from swerl_jax import config as config_lib
-from swerl_jax.models import shipped
+from swerl_jax import config as config_lib, run_directory
 from swerl_jax.policy import hf
 from swerl_jax.policy.arch import Arch
 
@@ -26,7 +25,7 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
     for name in ("dtype", "param_dtype"):
         if config.model[name] not in BYTES:
             raise ValueError(f"model.{name} is {config.model[name]!r}; needed is one of {', '.join(BYTES)}")
-    arch = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
+    arch = hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init))
     return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory)])
 
 
@@ -74,7 +73,8 @@ def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
     rounded = arch.L * arch.matrix_parameters if config.engine.weights == "int8" else 0
     parts = {
         **_state(config, arch),
-        "gradient": change * BYTES["float32"] if change else n * BYTES[config.model.param_dtype],
+        "gradient": (change or n) * BYTES["float32"],
+        **({"reference policy": n * BYTES[config.model.param_dtype]} if config.rl.kl_coefficient else {}),
         "engine's weights": (n + change - rounded) * compute + rounded,
         "keys and values, training or evaluating": columns * 2 * arch.L * arch.K * arch.H * compute,
         "one microbatch's kept activations (remat=layer)": row * arch.L * arch.D * compute,

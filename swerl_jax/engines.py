@@ -99,7 +99,7 @@ def share(cut: Layout, prompts: int, samples: int, groups: int) -> tuple[int, in
 def prefix_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     """As configured, or a quarter, a half and the whole of the prompt budget."""
     whole = config.prompt.max_tokens
-    return tuple(config.engine.prefix_buckets) or tuple(sorted({-(-whole // 4), -(-whole // 2), whole}))
+    return tuple(sorted(config.engine.prefix_buckets or {-(-whole // 4), -(-whole // 2), whole}))
 
 
 def _settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: tuple[int, ...], slots: int, lanes: int,

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from swerl_jax import __version__, config as config_lib, dry_run, run_directory
 from swerl_jax.data.atomic_file import write_atomically
+from swerl_jax.env.reward import RewardSpec, make_reward
 from swerl_jax.models import shipped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
     with _readable_errors():
         config = _with_shards(config)
         config_lib.check(config)
+        make_reward(RewardSpec.of(config.reward))  # a wrong name shows now
     if "://" in (WORKDIR.value or ""):
         _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
               "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
@@ -106,8 +108,6 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
                       assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool, processes)
                       for name in config.phases if config[name].steps]
-            if not phases:
-                raise ValueError("no phase has steps; set --config.sft.steps or --config.rl.steps")
             evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out, processes)
             checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoints.keep, processes=processes)
             is_trained = config.init != "random" or phases[0].name == "rl"
@@ -130,7 +130,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         finally:
             checkpoints.close()
     table = processes.first("writing the table", lambda: summary.write(
-        directory, [(phase.name, phase.steps) for phase in phases], assemble.reward_spec(config), colour=report_colour()))
+        directory, [(phase.name, phase.steps) for phase in phases], RewardSpec.of(config.reward), colour=report_colour()))
     if processes.index == 0:
         print(table)
 
@@ -144,7 +144,7 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
     from swerl_jax.policy import chips, hf
 
     topology = chips.parse_topology(name)
-    known = hf.find_arch(config.model.arch, lambda: shipped.find(config.init))
+    known = hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init))
     devices = planning.devices(topology)
     if config.mesh.slice == 1 and topology.slices > 1:
         config = config_lib.update(config.copy_and_resolve_references(), {"mesh.slice": topology.slices})
@@ -171,13 +171,11 @@ def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """(Re-)scores a file of answers."""
     del directory
     with _readable_errors():
-        from swerl_jax.env.reward import RewardSpec
         from swerl_jax.env.score_file import score_file
         from swerl_jax.env.scorer import default_deadline_s
 
-        r = config.reward
-        spec = RewardSpec(r.name, r.similarity, r.line_autojunk, r.discrete)
-        print(score_file(config.input, config.output, spec, r.workers, r.deadline_s or default_deadline_s(10**6, 10**6),
+        deadline_s = config.reward.deadline_s or default_deadline_s(10**6, 10**6)
+        print(score_file(config.input, config.output, RewardSpec.of(config.reward), config.reward.workers, deadline_s,
                          on_malformed=config.on_malformed))
 
 
@@ -185,6 +183,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
     """A checkpoint on an example file: the table with intervals."""
     with _readable_errors():
         config = _with_run(config)
+        make_reward(RewardSpec.of(config.reward))
         from swerl_jax import assemble, parameters
         from swerl_jax.learn import evaluate as evaluation, report
         from swerl_jax.learn.rl import rollout_rows
@@ -212,13 +211,14 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         example = answer.read_example(config.sample.issue, config.sample.files)
         run = _run_directory(config)
         text = assemble.text(config, run, ())
+        prompt = text.question_ids(example)
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
         params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=1, samples=1, groups=1,
                                 temperature=config.sample.temperature, purpose="sample")
         engine.load(params, 0)
-        print(answer.show(example, answer.ask(engine, text.prompt_ids(example), text.max_answer_tokens), text.tokenizer,
-                          text.chat.stop_ids, colour=report_colour()))
+        print(answer.show(example, answer.ask(engine, prompt, text.max_answer_tokens), text.tokenizer, text.chat.stop_ids,
+                          colour=report_colour()))
 
 
 def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -311,6 +311,8 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
         run = run_directory.find(pathlib.Path(config.checkpoint))
         saved = run_directory.read_settings(run)
+        if not saved:
+            raise ValueError(f"checkpoint: {config.checkpoint} is no directory of a run ({run_directory.CONFIG_NAME} is missing)")
         saved |= origin.kept(run, saved.get("tokenizer", ""))
     else:
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
@@ -329,11 +331,10 @@ def _with_shards(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     if not config.data.shards:
         return config
     from swerl_jax.curate import tasks
-    from swerl_jax.models import shipped
     from swerl_jax.policy import hf
 
     def context() -> int:
-        return hf.find_arch(config.model.arch, lambda: shipped.find(config.init)).context
+        return hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init)).context
 
     return tasks.with_shards(config, _is_given, context)
 

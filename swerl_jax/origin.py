@@ -18,7 +18,7 @@ from swerl_jax.env.vocabulary import BEGIN_OF_TEXT, PAD, Tokenizer
 from swerl_jax.models import shipped
 from swerl_jax.policy import hf, stored
 
-NAME = "model"  # inside a run directory
+NAME = run_directory.MODEL_NAME
 _FILES = {"tiktoken": shipped.TOKENIZER_NAME, "sentencepiece": shipped.TOKENIZER_NAME, "json": shipped.JSON_TOKENIZER_NAME}
 _MADE = ("byte", "train", "embedded")  # kinds of tokenizers that need no copy
 
@@ -77,13 +77,7 @@ def token_ids(init: str, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> tuple
 
 def _source(init: str) -> str | None:
     """The directory of the model that a run with this `init` began with, before all others; None: there is none to copy."""
-    if init == "random" or init.startswith("embedded:"):
-        return None
-    if (found := shipped.find(init)) is not None:
-        return found
-    run = run_directory.find(pathlib.Path(init))
-    is_kept = (run / run_directory.CONFIG_NAME).exists() and (run / NAME / hf.CONFIG_NAME).exists()
-    return str(run / NAME) if is_kept else None
+    return None if init.startswith("embedded:") else run_directory.model_directory(init)
 
 
 def _read(model: str | None, name: str) -> str | None:

@@ -13,8 +13,10 @@ import ml_collections
 
 from swerl_jax import __version__, config as config_lib
 from swerl_jax.data.atomic_file import write_atomically
+from swerl_jax.models import shipped
 
 CONFIG_NAME = "config.json"
+MODEL_NAME = "model"  # what a run keeps of the model that it began with, see `origin`
 FileSize = tuple[str, int, int]  # name, rows, bytes
 OF_PROCESS = "distributed."  # settings of one process or of one start, not of the run
 # Settings that a resumed run may change.
@@ -46,6 +48,26 @@ def read_settings(directory: pathlib.Path) -> dict[str, Any]:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}"
                          ) from error
+
+
+def model_directory(init: str) -> str | None:
+    """The directory whose `config.json` has the sizes of what `init` names, None where there is none.
+
+    As shipped.find; of a run, what it keeps of the model that it began with, or that model's directory.
+
+    Raises:
+      ValueError: as shipped.find and `read_settings`; or `init` is no directory.
+    """
+    found = shipped.find(init)
+    if found is not None or init == "random":
+        return found
+    if not pathlib.Path(init).is_dir():
+        raise ValueError(f"init is {init}, and there is no such directory; give that of a run, hf:DIR, embedded:NAME or random")
+    run = find(pathlib.Path(init))
+    if (run / CONFIG_NAME).exists() and (run / MODEL_NAME / CONFIG_NAME).exists():
+        return str(run / MODEL_NAME)
+    began = read_settings(run)
+    return model_directory(began["init"]) if began.get("model.arch") == "init" else None
 
 
 def check(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> None:

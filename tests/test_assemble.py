@@ -1,5 +1,6 @@
 """What a run is built from: which examples judge it, what its tokenizer learns from."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 import small
 
 from swerl_jax import assemble
-from swerl_jax.data.shards import MalformedRow
+from swerl_jax.data.shards import MalformedRow, example_from_json
 
 
 @pytest.fixture(name="config")
@@ -33,6 +34,15 @@ def test_a_run_is_judged_by_as_many_as_asked_for_or_all(config, tmp_path, capsys
     assert "1 examples exceed prompt.max_tokens=64" in said and "eval.examples is 3 and" in said and "has 1: they are all" in said
     with pytest.raises(ValueError, match="none of the 1 examples of .*judge.jsonl is within prompt.max_tokens=64; raise it"):
         held_out(config, tmp_path, more=long)
+
+
+def test_one_question_that_is_too_long_is_refused_with_its_length(config, tmp_path):
+    """70 + 1 + 8 + 1 + 27 bytes and two special ids; see small.example."""
+    text = assemble.text(config, tmp_path, ())
+    long = dataclasses.replace(example_from_json(small.example(1)), issue="x" * 70)
+    with pytest.raises(ValueError, match=r"a prompt of 109 tokens and prompt.max_tokens is 64; .*prompt.max_tokens=109"):
+        text.question_ids(long)
+    assert len(text.question_ids(dataclasses.replace(long, issue="x"))) == 109 - 69
 
 
 def test_held_out_examples_have_ids_of_their_own(config, tmp_path):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from swerl_jax import config as config_lib
+from swerl_jax.policy.llama import REMAT
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 TASKS = ("score", "eval", "sample", "export", "curate", "inspect")  # of the same name as their config
@@ -76,6 +77,7 @@ REFUSALS = {
     "phases": ({"phases": ("sft", "dpo")}, "'dpo'", "out of sft, rl"),
     "prefix_buckets": ({"prompt.max_tokens": 257, "engine.prefix_buckets": (128, 256)},
                        r"is 257.*\(128, 256\)", "add a larger one"),
+    "steps": ({"rl.steps": 0}, "rl.steps 0 and sft.steps 0", "give one of the phases steps"),
     "kl": ({"rl.kl_coefficient": 0.1, "sft.steps": 1}, "rl.kl_coefficient is 0.1", "run the sft phase by itself, then RL"),
     "cap": ({"rl.importance_cap": 0.5}, "rl.importance_cap is 0.5", "0 or at least 1"),
     "minibatches": ({"rl.minibatches": 5}, "rl.prompts 32", "5 minibatches; make one a multiple"),
@@ -110,7 +112,7 @@ def test_what_cannot_work_is_refused(rule):
 @pytest.mark.parametrize("name, wrong, allowed", [
     ("rl.aggregation", "mean", "token_mean, sequence_mean, constant"), ("rl.advantage", "gae", "grpo, dr_grpo, rloo"),
     ("rl.loss", "ppo", "clip, cispo"), ("rl.schedule", "linear", "constant, cosine"),
-    ("sft.schedule", "", "constant, cosine"),
+    ("sft.schedule", "", "constant, cosine"), ("learner.remat", "nope", ", ".join(REMAT)),
     ("model.dtype", "float16", "float32, bfloat16"), ("model.param_dtype", "fp32", "float32, bfloat16"),
     ("engine.unroll_layers", "yes", "auto, true, false"), ("chat", "mistral", "llama3, chatml, compact"),
     ("prompt.style", "long", "swe_rl, compact"), ("reward.similarity", "jaccard", "difflib, indel"),
@@ -143,7 +145,8 @@ def test_numbers_out_of_an_interval(name, wrong, interval):
 
 
 def test_the_ends_of_an_interval_count_as_its_brackets_say():
-    config_lib.check(changed(optimizer__max_grad_norm=float("inf"), rl__clip_low=1.0, optimizer__beta1=0.0, rl__steps=0))
+    config_lib.check(changed(optimizer__max_grad_norm=float("inf"), rl__clip_low=1.0, optimizer__beta1=0.0, rl__steps=0,
+                            sft__steps=1))
 
 
 def test_the_tables_of_checks_name_settings_and_take_their_defaults():

@@ -15,9 +15,9 @@ PACKAGE = "swerl_jax"
 # Module → the modules of this package that it may import, as patterns. A new module adds its row.
 MAY_IMPORT = {
     "config": "",
-    "dry_run": "config models.shipped policy.arch policy.hf",
+    "dry_run": "config run_directory policy.arch policy.hf",
     "models.shipped": "",
-    "run_directory": "config data.atomic_file",
+    "run_directory": "config data.atomic_file models.shipped",
     "together": "run_directory learn.processes",
     "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",

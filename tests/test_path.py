@@ -212,6 +212,12 @@ WRONG = {
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
     "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),
+    "a run that is none": (["--config=configs/tiny.py", "--config.init=/nonexistent/run", "--dry_run"],
+                           "init is /nonexistent/run, and there is no such directory"),
+    "a reward that is none": (["--config=configs/tiny.py", "--config.reward.name=os:nope", "--dry_run"],
+                              "reward 'os:nope' cannot be imported"),
+    "no run's directory": (["--config=configs/eval.py", "--config.checkpoint=configs"],
+                           "configs is no directory of a run (config.json is missing)"),
     "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
                       "there is no directory /nonexistent/run"),
 }

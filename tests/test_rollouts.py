@@ -9,6 +9,7 @@ import pytest
 from swerl_jax.data.records import INFRA_FAULT, LENGTH, POLICY_FAULT, SCORED, STOP, TRUNCATED, Example, Group, Outcome, Rollout, Similarity
 from swerl_jax.env.reward import RewardSpec, make_reward
 from swerl_jax.env.score_file import score_file
+from swerl_jax.learn import evaluate
 from swerl_jax.learn.metrics import METRICS, RolloutLog
 from swerl_jax.learn.rl import rollout_metrics, rollout_rows
 
@@ -43,6 +44,15 @@ def test_rollout_metrics_by_hand():
         "length/mean": 5, "length/p95": 8.5, "length/max": 9, "length/clipped_frac": 1 / 6,
         "prompt/mean": 15, "tokens/sampled": 30 - 6, "infra_faults": 1})
     assert set(metrics) <= set(METRICS)
+
+
+def test_answers_without_any_verdict_have_no_numbers():
+    """They are no zeros: nobody knows whether one of them is right."""
+    unknown = [Group(4, EXAMPLE, np.zeros(10, np.int32), (_answer(0, 5, STOP, Outcome(INFRA_FAULT, None, "the scorer died")),))]
+    found, held_out = rollout_metrics(unknown), evaluate.metrics(unknown)
+    assert found["infra_faults"] == held_out["eval/infra_faults"] == 1
+    assert all(math.isnan(found[name]) for name in found if name.startswith(("reward/", "exact", "format/")))
+    assert all(math.isnan(held_out[f"eval/{name}"]) for name in ("reward", "well_formed_reward", "format_frac", "exact_frac"))
 
 
 def test_rollout_rows():

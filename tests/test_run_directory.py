@@ -1,6 +1,7 @@
 """The directory of a run: what may be gone on with, with which settings and examples."""
 
 import json
+import shutil
 
 import pytest
 import small
@@ -29,6 +30,21 @@ def test_a_run_is_gone_on_with_by_its_own_settings_alone(tmp_path):
     other = config_lib.update(CONFIG.copy_and_resolve_references(), {"seed": 4})
     with pytest.raises(ValueError, match="(?s)differ.*seed: was 0, is 4"):
         run_directory.check(other, tmp_path, is_resumed=True)
+
+
+def test_the_sizes_of_a_run_are_those_of_the_model_it_began_with(tmp_path):
+    """The last of three runs, of which the first began with a shipped model, and one of a named size."""
+    for name, init, arch in (("a", "embedded:tiny", "init"), ("b", "a", "init"), ("c", "random", "tiny")):
+        begin(tmp_path / name, config_lib.update(CONFIG.copy_and_resolve_references(), {
+            "init": init if ":" in init or init == "random" else str(tmp_path / init), "model.arch": arch}))
+    shipped_one = run_directory.model_directory("embedded:tiny")
+    assert shipped_one is not None and run_directory.model_directory(str(tmp_path / "b")) == shipped_one
+    assert run_directory.model_directory(str(tmp_path / "c")) is None is run_directory.model_directory("random")
+    (tmp_path / "b" / "model").mkdir()
+    shutil.copyfile(f"{shipped_one}/config.json", tmp_path / "b" / "model" / "config.json")  # what `origin.keep` leaves
+    assert run_directory.model_directory(str(tmp_path / "b")) == str(tmp_path / "b" / "model")
+    with pytest.raises(ValueError, match="init is .*/nope, and there is no such directory"):
+        run_directory.model_directory(str(tmp_path / "nope"))
 
 
 def test_a_setting_that_the_run_did_not_know_had_its_default(tmp_path):

@@ -67,6 +67,11 @@ class RewardSpec:
     work_limit_pairs: int = WORK_LIMIT_PAIRS
     max_growth_chars: int = MAX_GROWTH_CHARS
 
+    @classmethod
+    def of(cls, settings: Any) -> RewardSpec:
+        """The spec of a config's section `reward`."""
+        return cls(settings.name, settings.similarity, settings.line_autojunk, settings.discrete)
+
     def __post_init__(self) -> None:
         if self.similarity not in ("difflib", "indel"):
             raise ValueError(f"reward similarity is {self.similarity!r}; it must be 'difflib' or 'indel'")

@@ -115,7 +115,7 @@ def _check_paths(source: pathlib.Path, target: pathlib.Path, on_malformed: str, 
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is both input and output; give the output another name")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists; remove it, give another name, or allow overwriting")
+        raise ValueError(f"{target} exists; remove it, or give another name with --config.output")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is no directory; make it before scoring into it")
 

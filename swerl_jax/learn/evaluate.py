@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def metrics(groups: Sequence[Group]) -> dict[str, Any]:
     rollouts = [r for g in groups for r in g.rollouts]
     known = [r for r in rollouts if r.outcome.reward is not None]
     formed = [r.outcome.reward for r in known if r.outcome.is_well_formed]
-    count = max(len(known), 1)
+    count = len(known) or math.nan  # without a verdict there is no number
     return {"eval/reward": sum(r.outcome.reward for r in known) / count,
             "eval/well_formed_reward": float(np.mean(formed)) if formed else float("nan"),
             "eval/format_frac": len(formed) / count,

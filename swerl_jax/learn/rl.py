@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -243,7 +244,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     rewards = np.array([r.outcome.reward for r in known] or [np.nan])
     formed = [r.outcome.reward for r in known if r.outcome.is_well_formed]
     lengths = np.array([len(r.ids) for r in rollouts])
-    count = max(len(known), 1)
+    count = len(known) or math.nan  # without a verdict there is no number
     reasons = {f"format/{reason}_frac": sum(r.outcome.reason == reason for r in known) / count
                for reason in FORMAT_REASONS}
     return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std()),
