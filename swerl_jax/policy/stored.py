@@ -38,19 +38,35 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> np.ndarray:
         """The tensor; of a local file a view, of which only what is used is read.
 
         Raises:
           ValueError: the file cannot be read, naming it and the tensor.
         """
+        return self.rows()(0, self.shape[0]) if self.shape else self._read(self.offset, ())
+
+    def rows(self) -> Callable[[int, int], np.ndarray]:
+        """A function (start, stop) → this range of the first axis; both raise as `read`."""
+        if is_local(self.url):
+            whole = self._read(self.offset, self.shape)
+            return lambda start, stop: whole[start:stop]
+        row_bytes = self.nbytes // max(1, self.shape[0])
+        return lambda start, stop: self._read(self.offset + start * row_bytes, (stop - start, *self.shape[1:]))
+
+    def _read(self, offset: int, shape: tuple[int, ...]) -> np.ndarray:
         try:
             if is_local(self.url):
-                return np.memmap(self.url, self.dtype, "r", self.offset, self.shape or (1,)).reshape(self.shape)
+                return np.asarray(np.memmap(self.url, self.dtype, "r", offset, shape or (1,))).reshape(shape)
             with fsspec.open(self.url, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(math.prod(self.shape) * self.dtype.itemsize)
-            return np.frombuffer(data, self.dtype).reshape(self.shape)
+                file.seek(offset)
+                data = file.read(math.prod(shape) * self.dtype.itemsize)
+            return np.frombuffer(data, self.dtype).reshape(shape)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.url}: {self.name} cannot be read ({error})") from error
 
