@@ -194,6 +194,15 @@ def test_half_precision_is_rounded_and_never_overflows(tmp_path):
     ({"auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map is .*; supported is None"),
     ({"model_type": "mistral"}, "model_type is 'mistral'; supported is '(llama|qwen2|qwen3)'"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
+    ({"hidden_size": 32.0, "num_hidden_layers": "2"}, "hidden_size is 32.0; needed is a whole number from 1; num_hidden_layers is '2"),
+    ({"rms_norm_eps": "1e-5", "rope_theta": -1, "head_dim": True}, "head_dim is True; .*eps is '1e-5'; .*rope_theta is -1"),
+    ({"tie_word_embeddings": "true", "architectures": "L"}, "embeddings is 'true'; .*architectures is 'L'; needed is a list"),
+    ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; needed is an object"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor is '4'; needed is a number above 0"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "YaRN has factor 0.5, .* needed is a factor of at least 1"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_slow": 40}}, "beta_slow 40; needed"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+                       "original_max_position_embeddings": 64}}, "low_freq_factor is 4.0 and high_freq_factor 1.0"),
     ({"num_key_value_heads": 3}, "do not divide"),
 ])
 def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
@@ -346,8 +355,14 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             load(directory, TIED)
         assert last.name in str(error.value)
-    last.unlink()
-    with pytest.raises(ValueError, match=last.name):
+        assert "down_proj.weight" in str(error.value)
+    first = min(directory.glob("*.safetensors"))
+    for path in (first, last):
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"(?s)embed_tokens.weight is in a file that cannot be used: .*{first.name}.*{last.name}"):
+        load(directory, TIED)
+    (directory / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="neither model.safetensors nor model.safetensors.index.json but config.json, model-00002"):
         load(directory, TIED)
     with pytest.raises(ValueError, match="holds no model"):
         hf.read_arch(str(directory / "absent"))

@@ -102,6 +102,7 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
         if not all(isinstance(name, str) for name in files.values()):
             raise TypeError("weight_map holds something else than names of files")
     except FileNotFoundError:
+        _require_single(directory, single_url)
         return _header(single_url)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index_url} cannot be read: {error!r}") from error
@@ -110,7 +111,11 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
         raise ValueError(f"{directory} holds {SINGLE_NAME} and an index of other files; delete the ones that are not the model")
     found, faults = {}, {}
     for file in names:
-        tensors, wrong = _header(join(directory, file))
+        try:
+            tensors, wrong = _header(join(directory, file))
+        except ValueError as error:
+            faults |= {name: f"{name} is in a file that cannot be used: {error}" for name, place in files.items() if place == file}
+            continue
         lost = {name: f"{name} is not in {file}, where the index has it" for name, place in files.items()
                 if place == file and name not in tensors | wrong}
         extra = {name: f"{name} is in {file} and not so in the index" for name in tensors if files.get(name) != file}
@@ -122,6 +127,14 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
 def _exists(url: str) -> bool:
     system, path = fsspec.core.url_to_fs(url)
     return system.exists(path)
+
+
+def _require_single(directory: str, single_url: str) -> None:
+    if not _exists(single_url):
+        system, path = fsspec.core.url_to_fs(directory)
+        names = sorted(pathlib.PurePath(name).name for name in system.ls(path, detail=False)) if system.isdir(path) else []
+        raise ValueError(f"{directory} holds neither {SINGLE_NAME} nor {INDEX_NAME} but {', '.join(names[:20]) or 'nothing'}; needed "
+                         "is a model saved as safetensors, its index with it where it is in several files")
 
 
 def _header(url: str) -> tuple[dict[str, Stored], dict[str, str]]:

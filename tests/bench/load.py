@@ -89,7 +89,7 @@ def child(directory):
         print(f"turn {turn + 1}: numpy {plain[-1]:.2f} s, load {ours[-1]:.2f} s", flush=True)
     limit = 2 * arch.parameters * 1.25 + 0.6 * 2**30
     ratio = statistics.median(ours) / statistics.median(plain)
-    print(f"medians: numpy {statistics.median(plain):.2f} s, load {statistics.median(ours):.2f} s: {ratio:.2f} times (at most 1.5)")
+    print(f"medians: numpy {statistics.median(plain):.2f} s, load {statistics.median(ours):.2f} s, {ratio:.2f} times (at most 1.5)")
     print(f"peak anonymous memory {memory.peak / 2**30:.2f} GiB, {before / 2**30:.2f} before (at most {limit / 2**30:.2f})")
 
 
