@@ -214,6 +214,7 @@ WRONG = {
     "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),
     "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
                       "there is no directory /nonexistent/run"),
+    "no tokenizer": (["--config=configs/eval.py", "--config.checkpoint=hf:tests"], "hf:tests holds no tokenizer that is on this"),
 }
 
 
