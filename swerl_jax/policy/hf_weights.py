@@ -31,7 +31,6 @@ from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, merged, parameter_name
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_CHUNK = 2**22  # numbers compared at a time
 # Bytes of a tensor that are put in order at a time: what a processor's cache holds; of a remote one, worth a request.
 _BLOCK_BYTES, _REMOTE_BLOCK_BYTES = 2**21, 2**24
 _THREADS = 8  # at most
@@ -260,7 +259,7 @@ def _streamed(source: _Source, sizes: Mapping[str, int]) -> jax.Array:
                   out_shardings=x.sharding)
     for (i, place), tensor in source.tensors.items():
         start = [i] + [place.start if letter == place.letter else 0 for letter in axes.split()]
-        stack = put(stack, placed(place, tensor, of_layer), start)
+        stack = jax.block_until_ready(put(stack, placed(place, tensor, of_layer), start))  # else many would wait on the host
     return stack
 
 
@@ -280,11 +279,12 @@ def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored], dam
 
 
 def _is_equal(one: stored.Stored, other: stored.Stored) -> bool:
-    """Whether two tensors have the same numbers; of a local file a few are in memory at a time."""
+    """Whether two matrices have the same numbers; some rows of them are in memory at a time."""
     if one.shape != other.shape:
         return False
-    a, b = one.read().reshape(-1), other.read().reshape(-1)
-    return all(np.array_equal(a[i:i + _CHUNK], b[i:i + _CHUNK]) for i in range(0, a.size, _CHUNK))
+    count, step = one.shape[0], max(1, _REMOTE_BLOCK_BYTES * one.shape[0] // one.nbytes)
+    a, b = one.rows(), other.rows()
+    return all(np.array_equal(a(i, min(i + step, count)), b(i, min(i + step, count))) for i in range(0, count, step))
 
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
