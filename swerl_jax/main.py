@@ -321,6 +321,8 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
     merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
               if name in config_lib.KEYS} | given
+    if model is not None and "tokenizer" not in merged:
+        raise ValueError(f"{config.checkpoint} holds no tokenizer that is on this machine; set --config.tokenizer (hf:DIR or json:FILE)")
     config = config_lib.update(config_lib.default(), merged)
     config_lib.check(config)
     return config

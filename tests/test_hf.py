@@ -50,9 +50,11 @@ def saved(request, tmp_path):
     return request.param, reference.parameters(model, np.float32), tmp_path / "model"
 
 
+@pytest.mark.parametrize("is_host", [True, False], ids=["host", "accelerator"])
 @pytest.mark.parametrize("sizes", [{"fsdp": 1}, {"fsdp": 4, "tensor": 2}], ids=["one", "eight"])
-def test_what_is_written_is_read_onto_any_devices(saved, sizes):
+def test_what_is_written_is_read_onto_any_devices(saved, sizes, is_host, monkeypatch):
     arch, params, directory = saved
+    monkeypatch.setattr(hf_weights, "_is_host", lambda sharding: is_host)
     assert hf.read_arch(str(directory)) == arch
     found = load(directory, arch, sizes)
     assert found.keys() == params.keys()
@@ -96,6 +98,40 @@ def test_remote_directories_are_read(tmp_path):
     here, there = load(tmp_path / "model", TIED), load("memory://bucket/model", TIED)
     for name, x in here.items():
         np.testing.assert_array_equal(there[name], x)
+
+
+@pytest.mark.parametrize("where", ["here", "memory://bucket/blocks"])
+def test_blocks_of_any_size_put_together_are_the_model(tmp_path, monkeypatch, where):
+    """Rows of more than one tensor a block, of one, and fewer than a device's share; in bfloat16, cut over eight devices."""
+    arch = dataclasses.replace(QWEN25, K=2, N=4, F=48)
+    model = reference.random_model(arch)
+    write(tmp_path / "model", arch, model, "float32", max_file_bytes=20_000)
+    directory = str(tmp_path / "model")
+    if where != "here":
+        fsspec.filesystem("memory").put(directory + "/", where.removeprefix("memory:/") + "/", recursive=True)
+        directory = where
+    bfloat16 = hf_weights.DTYPES["bfloat16"]
+    wanted = {name: x.astype(bfloat16) for name, x in reference.parameters(model, np.float32).items()}
+    for block_bytes in (1, 900, 5000, 10**9):
+        monkeypatch.setattr(hf_weights, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(hf_weights, "_REMOTE_BLOCK_BYTES", block_bytes)
+        found = load(directory, arch, {"fsdp": 2, "tensor": 2}, bfloat16)
+        for name, x in wanted.items():
+            np.testing.assert_array_equal(np.asarray(found[name], bfloat16).view(np.uint16), x.view(np.uint16), err_msg=name)
+
+
+def test_what_was_read_may_be_donated(tmp_path):
+    """A step takes over memory that numpy made, and several devices show the same of what is not cut."""
+    write(tmp_path / "model", TIED, reference.random_model(TIED), "float32")
+    learner = Learner(TIED, make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4]), OptimizerSettings(0.1, "constant", 0, 1),
+                      LossSettings("nll"))
+    model = hf_weights.load(str(tmp_path / "model"), TIED, learner.abstract.params)
+    before = {name: x.copy() for name, x in reference.parameters(model, np.float32).items()}
+    grow = jax.jit(lambda model: jax.tree.map(lambda x: 2 * x, model), donate_argnums=0)
+    grown = reference.parameters(grow(grow(model)), np.float32)
+    for name, x in before.items():
+        np.testing.assert_array_equal(grown[name], 4 * x)
+    assert model.layers.qkv[...].is_deleted()
 
 
 def test_a_linear_map_in_their_layout_is_ours(saved):
@@ -158,6 +194,15 @@ def test_half_precision_is_rounded_and_never_overflows(tmp_path):
     ({"auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map is .*; supported is None"),
     ({"model_type": "mistral"}, "model_type is 'mistral'; supported is '(llama|qwen2|qwen3)'"),
     ({"vocab_size": None}, "no key 'vocab_size'"),
+    ({"hidden_size": 32.0, "num_hidden_layers": "2"}, "hidden_size is 32.0; needed is a whole number from 1; num_hidden_layers is '2"),
+    ({"rms_norm_eps": "1e-5", "rope_theta": -1, "head_dim": True}, "head_dim is True; .*eps is '1e-5'; .*rope_theta is -1"),
+    ({"tie_word_embeddings": "true", "architectures": "L"}, "embeddings is 'true'; .*architectures is 'L'; needed is a list"),
+    ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; needed is an object"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor is '4'; needed is a number above 0"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "YaRN has factor 0.5, .* needed is a factor of at least 1"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_slow": 40}}, "beta_slow 40; needed"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+                       "original_max_position_embeddings": 64}}, "low_freq_factor is 4.0 and high_freq_factor 1.0"),
     ({"num_key_value_heads": 3}, "do not divide"),
 ])
 def test_a_config_that_asks_for_more_is_refused(saved, changes, message):
@@ -310,8 +355,14 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             load(directory, TIED)
         assert last.name in str(error.value)
-    last.unlink()
-    with pytest.raises(ValueError, match=last.name):
+        assert "down_proj.weight" in str(error.value)
+    first = min(directory.glob("*.safetensors"))
+    for path in (first, last):
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"(?s)embed_tokens.weight is in a file that cannot be used: .*{first.name}.*{last.name}"):
+        load(directory, TIED)
+    (directory / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="neither model.safetensors nor model.safetensors.index.json but config.json, model-00002"):
         load(directory, TIED)
     with pytest.raises(ValueError, match="holds no model"):
         hf.read_arch(str(directory / "absent"))

@@ -220,6 +220,7 @@ WRONG = {
                            "configs is no directory of a run (config.json is missing)"),
     "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
                       "there is no directory /nonexistent/run"),
+    "no tokenizer": (["--config=configs/eval.py", "--config.checkpoint=hf:tests"], "hf:tests holds no tokenizer that is on this"),
 }
 
 

@@ -82,6 +82,11 @@ def read_arch(directory: str) -> Arch:
 
 
 def _arch(found: Mapping[str, Any]) -> Arch:
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {str(found)[:60]!r}; needed is an object of keys")
+    wrong = _mistyped(found)
+    if wrong:
+        raise ValueError("; ".join(wrong))
     family, wrong = _family(found)
     wrong += _other(found, _FIXED)
     kinds = sorted(set(found.get("layer_types") or ()) - {"full_attention"})
@@ -95,6 +100,32 @@ def _arch(found: Mapping[str, Any]) -> Arch:
                 is_tied=found.get("tie_word_embeddings", False), has_qkv_bias=family.has_qkv_bias,
                 has_qk_norm=family.has_qk_norm, rope_theta=float(rope["rope_theta"]),
                 rope_scaling=scaling, norm_epsilon=found["rms_norm_eps"], context=found["max_position_embeddings"])
+
+
+def _mistyped(found: Mapping[str, Any]) -> list[str]:
+    """What is no number, truth value or table where the model needs one: JSON has room for more than a model can be."""
+    ropes = {key: found[key] for key in ("rope_parameters", "rope_scaling") if found.get(key) is not None}
+    no_table = {key: rope for key, rope in ropes.items() if not isinstance(rope, dict)}
+    wrong = [f"{key} is {rope!r}; needed is an object of keys, or null" for key, rope in no_table.items()]
+    said = found | {key: value for name, rope in ropes.items() if name not in no_table for key, value in rope.items()}
+    optional = {key for key in ("head_dim", "rope_theta", *_LLAMA3.values(), *_YARN.values()) if said.get(key) is None}
+    for keys, is_right, needed in (
+            ((*_SIZES.values(), "head_dim", "max_position_embeddings", "original_max_position_embeddings"), _is_count,
+             "a whole number from 1"),
+            (("rms_norm_eps", "rope_theta", *_LLAMA3.values(), *_YARN.values()), _is_amount, "a number above 0"),
+            (("tie_word_embeddings",), lambda value: isinstance(value, bool), "true or false"),
+            (("architectures",), lambda value: isinstance(value, list), "a list of one name")):
+        wrong += [f"{key} is {said[key]!r}; needed is {needed}" for key in dict.fromkeys(keys)
+                  if key in said and key not in optional and not is_right(said[key])]
+    return wrong
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1  # true is an int, too
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _other(found: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[str]:
@@ -136,7 +167,9 @@ def _scaling(
     if kind == "default":
         return None, []
     if kind == "llama3":
-        return Llama3Scaling(**{ours: rope[key] for ours, key in _LLAMA3.items()}), []
+        scaling = Llama3Scaling(**{ours: rope[key] for ours, key in _LLAMA3.items()})
+        return scaling, [] if scaling.low < scaling.high else [
+            f"low_freq_factor is {scaling.low} and high_freq_factor {scaling.high}; needed is a higher one"]
     if kind != "yarn":
         return None, [f"the rope_type is {kind!r}; supported are 'default', 'llama3' and 'yarn'"]
     if rope.get("factor") is None:
@@ -144,6 +177,9 @@ def _scaling(
     values = {key: value for key, value in rope.items() if value is not None}
     values = {"original_max_position_embeddings": found["max_position_embeddings"], **values}
     scaling = YarnScaling(**{ours: values[key] for ours, key in _YARN.items() if key in values})
+    if scaling.factor < 1 or scaling.slow >= scaling.fast:
+        return None, [f"YaRN has factor {scaling.factor}, beta_fast {scaling.fast} and beta_slow {scaling.slow}; needed is a "
+                      "factor of at least 1 and beta_slow below beta_fast"]
     size = 0.1 * math.log(scaling.factor) + 1
     wrong = [f"{key} of YaRN is {rope[key]!r}; supported is {value!r}" for key, value in {
         "attention_factor": size, "mscale": None, "mscale_all_dim": None, "truncate": True}.items()

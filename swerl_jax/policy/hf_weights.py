@@ -7,9 +7,11 @@ says where every tensor goes; reading and writing are the same moves in two dire
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -22,14 +24,18 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from swerl_jax.policy import stored
+from swerl_jax.policy import host_arrays, stored
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import LAYER_AXES, TOP_AXES, merged, parameter_name
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_CHUNK = 2**22  # numbers compared at a time
+# Bytes of a tensor that are put in order at a time: what a processor's cache holds; of a remote one, worth a request.
+_BLOCK_BYTES, _REMOTE_BLOCK_BYTES = 2**21, 2**24
+_THREADS = 8  # at most
+
+_Ranges = tuple[tuple[int, int], ...]  # of an array's axes, one after the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,63 +109,158 @@ def _sizes(arch: Arch) -> dict[str, int]:
 
 
 def load(directory: str, arch: Arch, abstract: Any) -> Any:
-    """Reads a model onto its devices: of every tensor the ranges that the devices of this process hold, one after another.
+    """Reads a model onto its devices: of every tensor the ranges that the devices of this process hold.
 
     Args:
       directory: local or remote (gs://…), with safetensors files.
       abstract: `policy.llama.Llama` of ShapeDtypeStructs that have shardings; the layers' axis L is not cut.
 
     Returns:
-      The model in the dtypes and on the devices of `abstract`. On the host there is never more than one of the tensors.
+      The model in the dtypes and on the devices of `abstract`. Beside it the host's memory holds less than two of the
+      largest tensors.
 
     Raises:
       ValueError: missing, surplus or misshapen tensors, all of them named; or a file that cannot be read.
     """
     tensors, damaged = stored.find(directory)
     _check(directory, arch, tensors, damaged)
-    top, layer = _places(arch)
-    sizes = _sizes(arch)
-
-    def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
-        name = parameter_name(path)
-        if name in TOP_AXES:
-            (place,) = [place for place in top if place.ours == name]
-            view = place.to_ours(tensors[place.theirs].read(), TOP_AXES[name], sizes)
-            return _placed(view, x.sharding, x.dtype, is_kept=True)
-        places = [place for place in layer if place.ours == name]
-        return _stacked(x, LAYER_AXES[name], {
-            (i, place): tensors[f"model.layers.{i}.{place.theirs}"] for i in range(arch.L) for place in places}, sizes)
-
-    return jax.tree_util.tree_map_with_path(make, abstract)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    sources = [_source(parameter_name(path), x, arch, tensors) for path, x in leaves]
+    if all(_is_host(x.sharding) for _, x in leaves):
+        return structure.unflatten(_filled(sources, _sizes(arch)))
+    return structure.unflatten([_streamed(source, _sizes(arch)) for source in sources])
 
 
-def _placed(view: np.ndarray, sharding: NamedSharding, dtype: Any, *, is_kept: bool = False) -> jax.Array:
-    """An array on the devices; each of this process reads, and puts in order, only its own part of `view`.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What one of our arrays is made of.
 
-    A CPU's array may be the file itself: one that is kept is a copy.
+    Attributes:
+      x: its shape, dtype and sharding. axes: its letters.
+      tensors: (layer, place) → the tensor that lies there; the layer of an array without L is None.
     """
-    is_copy = is_kept and next(iter(sharding.device_set)).platform == "cpu"
-    return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(dtype, copy=is_copy))
+
+    x: jax.ShapeDtypeStruct
+    axes: str
+    tensors: Mapping[tuple[int | None, _Place], stored.Stored]
 
 
-def _stacked(x: jax.ShapeDtypeStruct, axes: str, tensors: Mapping[tuple[int, _Place], stored.Stored],
-             sizes: Mapping[str, int]) -> jax.Array:
-    """Tensor after tensor to its place in an array [L …] on the devices."""
-    letters = axes.split()
+def _source(name: str, x: jax.ShapeDtypeStruct, arch: Arch, tensors: Mapping[str, stored.Stored]) -> _Source:
+    top, layer = _places(arch)
+    if name in TOP_AXES:
+        return _Source(x, TOP_AXES[name], {(None, place): tensors[place.theirs] for place in top if place.ours == name})
+    return _Source(x, LAYER_AXES[name], {
+        (i, place): tensors[f"model.layers.{i}.{place.theirs}"] for i in range(arch.L) for place in layer if place.ours == name})
+
+
+def _is_host(sharding: NamedSharding) -> bool:
+    """Whether the devices' memory is this machine's."""
+    return all(device.platform == "cpu" for device in sharding.device_set)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What this process holds of an array, in memory that its devices take over.
+
+    Attributes:
+      of_device: device → its ranges of the axes. shards: those → the memory; of several copies there is one.
+    """
+
+    x: jax.ShapeDtypeStruct
+    of_device: Mapping[jax.Device, _Ranges]
+    shards: Mapping[_Ranges, np.ndarray]
+
+    @classmethod
+    def empty(cls, x: jax.ShapeDtypeStruct) -> _Held:
+        of_device = {device: tuple(one.indices(size)[:2] for one, size in zip(index, x.shape, strict=True))
+                     for device, index in x.sharding.addressable_devices_indices_map(x.shape).items()}
+        return cls(x, of_device, {
+            ranges: host_arrays.empty(tuple(b - a for a, b in ranges), x.dtype) for ranges in of_device.values()})
+
+    def array(self) -> jax.Array:
+        """The array, once all of the memory is filled."""
+        return jax.make_array_from_single_device_arrays(self.x.shape, self.x.sharding, [
+            jax.device_put(self.shards[ranges], device) for device, ranges in self.of_device.items()])
+
+
+def _filled(sources: list[_Source], sizes: Mapping[str, int]) -> list[jax.Array]:
+    """The arrays on devices whose memory is this machine's: each byte goes from its file to the place where it stays.
+
+    Several threads do it: reading and putting in order, which take the time, let the others run.
+    """
+    held = [_Held.empty(source.x) for source in sources]
+    jobs = [(source.axes, one.shards, i, place, tensor)
+            for source, one in zip(sources, held, strict=True) for (i, place), tensor in source.tensors.items()]
+    jobs.sort(key=lambda job: -job[-1].nbytes)  # none of the long ones alone at the end
+    is_local, device = stored.is_local(jobs[0][-1].url), next(iter(held[0].of_device))
+    block_bytes = _BLOCK_BYTES if is_local else _REMOTE_BLOCK_BYTES
+    threads = min(_THREADS, os.cpu_count() or 1) if is_local else _THREADS
+    bound = jobs[0][-1].nbytes // (2 * block_bytes)  # a block is there twice, all of them less than the largest tensor
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(threads, bound))) as pool:
+        list(pool.map(lambda job: _fill(*job, sizes, block_bytes, device), jobs))
+    return [one.array() for one in held]
+
+
+def _fill(axes: str, shards: Mapping[_Ranges, np.ndarray], i: int | None, place: _Place, tensor: stored.Stored,
+          sizes: Mapping[str, int], block_bytes: int, device: jax.Device) -> None:
+    """One tensor to its place in all shards, block after block; what none of them holds is not read.
+
+    Args:
+      shards: by the ranges of our axes that they hold.
+    """
+    letters, first = axes.split(), next(letter for letter in place.groups[0] if letter != place.letter)
+    axis, count, read = letters.index(first), sizes[first], tensor.rows()
+    rows, step = tensor.shape[0] // count, max(1, block_bytes * count // tensor.nbytes)
+    span = {place.letter: (place.start, place.stop), "L": (i, (i or 0) + 1)}
+    whole = tuple(span.get(letter, (0, sizes[letter])) for letter in letters)
+    box = tuple((min(a for a, _ in ends), max(b for _, b in ends)) for ends in zip(*shards, strict=True))
+    box = _intersection(whole, box)
+    crop = [slice(None) if k == axis else one for k, one in enumerate(_within(box, whole))]
+    # Of each shard: its range of `first`; its memory for the tensor, and where that lies in the box, both from `first` on.
+    parts = [(both[axis], np.moveaxis(shards[one][_within(both, one)], axis, 0),
+              [index for k, index in enumerate(_within(both, box)) if k != axis])
+             for one in shards for both in [_intersection(one, whole)]]
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        met = [part for part in parts if part[0][0] < stop and start < part[0][1]]
+        if not met:
+            continue
+        view = place.to_ours(read(start * rows, stop * rows), axes.removeprefix("L "), {**sizes, first: stop - start})
+        view = (view if i is None else view[None])[tuple(crop)]
+        block = np.moveaxis(host_arrays.in_rows(view, device), axis, 0)
+        for (a, b), memory, index in met:
+            low, high = max(a, start), min(b, stop)
+            host_arrays.copy(memory[low - a:high - a], block[(slice(low - start, high - start), *index)])
+
+
+def _intersection(one: _Ranges, other: _Ranges) -> _Ranges:
+    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
+
+
+def _within(part: _Ranges, whole: _Ranges) -> tuple[slice, ...]:
+    """The index of a part in an array that begins where `whole` does."""
+    return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(part, whole, strict=True))
+
+
+def _streamed(source: _Source, sizes: Mapping[str, int]) -> jax.Array:
+    """The array on devices with memory of their own: tensor after tensor goes there, and then to its place in [L …]."""
+    x, axes = source.x, source.axes.removeprefix("L ")
+
+    def placed(place: _Place, tensor: stored.Stored, sharding: NamedSharding) -> jax.Array:
+        view = place.to_ours(tensor.read(), axes, sizes)  # each device reads, and puts in order, only its own part of it
+        return jax.make_array_from_callback(view.shape, sharding, lambda index: view[index].astype(x.dtype, copy=False))
+
+    if axes == source.axes:
+        ((_, place), tensor), = source.tensors.items()
+        return placed(place, tensor, x.sharding)
     of_layer = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
     stack = jax.jit(lambda: jnp.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
-    put = jax.jit(_put, donate_argnums=0, out_shardings=x.sharding)
-    for (i, place), tensor in tensors.items():
-        one = _placed(place.to_ours(tensor.read(), " ".join(letters[1:]), sizes), of_layer, x.dtype)
-        stack = put(stack, one, [i] + [place.start if letter == place.letter else 0 for letter in letters[1:]])
+    put = jax.jit(lambda stack, one, start: jax.lax.dynamic_update_slice(stack, one[None], start), donate_argnums=0,
+                  out_shardings=x.sharding)
+    for (i, place), tensor in source.tensors.items():
+        start = [i] + [place.start if letter == place.letter else 0 for letter in axes.split()]
+        stack = jax.block_until_ready(put(stack, placed(place, tensor, of_layer), start))  # else many would wait on the host
     return stack
-
-
-def _put(stack: jax.Array, one: jax.Array, start: list[int]) -> jax.Array:
-    """Writes a layer's tensor into [L …], as bits: XLA moves bfloat16 on a CPU by way of float32, six times slower."""
-    bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
-    held, new = (jax.lax.bitcast_convert_type(array, bits) for array in (stack, one[None]))
-    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(held, new, start), stack.dtype)
 
 
 def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored], damaged: Mapping[str, str]) -> None:
@@ -178,11 +279,12 @@ def _check(directory: str, arch: Arch, tensors: Mapping[str, stored.Stored], dam
 
 
 def _is_equal(one: stored.Stored, other: stored.Stored) -> bool:
-    """Whether two tensors have the same numbers; of a local file a few are in memory at a time."""
+    """Whether two matrices have the same numbers; some rows of them are in memory at a time."""
     if one.shape != other.shape:
         return False
-    a, b = one.read().reshape(-1), other.read().reshape(-1)
-    return all(np.array_equal(a[i:i + _CHUNK], b[i:i + _CHUNK]) for i in range(0, a.size, _CHUNK))
+    count, step = one.shape[0], max(1, _REMOTE_BLOCK_BYTES * one.shape[0] // one.nbytes)
+    a, b = one.rows(), other.rows()
+    return all(np.array_equal(a(i, min(i + step, count)), b(i, min(i + step, count))) for i in range(0, count, step))
 
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:

@@ -38,19 +38,35 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> np.ndarray:
         """The tensor; of a local file a view, of which only what is used is read.
 
         Raises:
           ValueError: the file cannot be read, naming it and the tensor.
         """
+        return self.rows()(0, self.shape[0]) if self.shape else self._read(self.offset, ())
+
+    def rows(self) -> Callable[[int, int], np.ndarray]:
+        """A function (start, stop) → this range of the first axis; both raise as `read`."""
+        if is_local(self.url):
+            whole = self._read(self.offset, self.shape)
+            return lambda start, stop: whole[start:stop]
+        row_bytes = self.nbytes // max(1, self.shape[0])
+        return lambda start, stop: self._read(self.offset + start * row_bytes, (stop - start, *self.shape[1:]))
+
+    def _read(self, offset: int, shape: tuple[int, ...]) -> np.ndarray:
         try:
             if is_local(self.url):
-                return np.memmap(self.url, self.dtype, "r", self.offset, self.shape or (1,)).reshape(self.shape)
+                return np.asarray(np.memmap(self.url, self.dtype, "r", offset, shape or (1,))).reshape(shape)
             with fsspec.open(self.url, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(math.prod(self.shape) * self.dtype.itemsize)
-            return np.frombuffer(data, self.dtype).reshape(self.shape)
+                file.seek(offset)
+                data = file.read(math.prod(shape) * self.dtype.itemsize)
+            return np.frombuffer(data, self.dtype).reshape(shape)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.url}: {self.name} cannot be read ({error})") from error
 
@@ -86,6 +102,7 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
         if not all(isinstance(name, str) for name in files.values()):
             raise TypeError("weight_map holds something else than names of files")
     except FileNotFoundError:
+        _require_single(directory, single_url)
         return _header(single_url)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index_url} cannot be read: {error!r}") from error
@@ -94,7 +111,11 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
         raise ValueError(f"{directory} holds {SINGLE_NAME} and an index of other files; delete the ones that are not the model")
     found, faults = {}, {}
     for file in names:
-        tensors, wrong = _header(join(directory, file))
+        try:
+            tensors, wrong = _header(join(directory, file))
+        except ValueError as error:
+            faults |= {name: f"{name} is in a file that cannot be used: {error}" for name, place in files.items() if place == file}
+            continue
         lost = {name: f"{name} is not in {file}, where the index has it" for name, place in files.items()
                 if place == file and name not in tensors | wrong}
         extra = {name: f"{name} is in {file} and not so in the index" for name in tensors if files.get(name) != file}
@@ -106,6 +127,14 @@ def find(directory: str) -> tuple[dict[str, Stored], dict[str, str]]:
 def _exists(url: str) -> bool:
     system, path = fsspec.core.url_to_fs(url)
     return system.exists(path)
+
+
+def _require_single(directory: str, single_url: str) -> None:
+    if not _exists(single_url):
+        system, path = fsspec.core.url_to_fs(directory)
+        names = sorted(pathlib.PurePath(name).name for name in system.ls(path, detail=False)) if system.isdir(path) else []
+        raise ValueError(f"{directory} holds neither {SINGLE_NAME} nor {INDEX_NAME} but {', '.join(names[:20]) or 'nothing'}; needed "
+                         "is a model saved as safetensors, its index with it where it is in several files")
 
 
 def _header(url: str) -> tuple[dict[str, Stored], dict[str, str]]:
