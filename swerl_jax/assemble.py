@@ -100,17 +100,19 @@ class Text:
         return "over_budget" if is_long else self.refuses_prompt(example)
 
 
-def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool) -> tuple[tuple[str, ...], str]:
+def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool,
+               poll: Callable[[], None] = lambda: None) -> tuple[tuple[str, ...], str]:
     """(training paths, held-out path); without configured ones, tasks are made from the standard library.
 
-    A resumed run goes on with the tasks that it has, whatever would be made now.
+    A resumed run goes on with the tasks that it has, whatever would be made now. `poll` is called after each task that is made;
+    what it raises ends the making.
 
     Raises:
       ValueError: the files are not those that the run began with.
     """
     train, held_out = tuple(config.data.train), config.data.held_out
     if not train:
-        made = task_paths(directory / TASKS_NAME) if is_resumed else _make_tasks(config, directory / TASKS_NAME)
+        made = task_paths(directory / TASKS_NAME) if is_resumed else _make_tasks(config, directory / TASKS_NAME, poll)
         train, held_out = (str(made.train),), held_out or str(made.held_out)
     if is_resumed:
         run_directory.check_data(directory, file_sizes((*train, held_out)))
@@ -122,7 +124,7 @@ def file_sizes(paths: Sequence[str]) -> list[run_directory.FileSize]:
     return [size for path in paths for size in open_examples(path).sizes()]
 
 
-def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path) -> TaskPaths:
+def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path, poll: Callable[[], None]) -> TaskPaths:
     t = config.tasks
     spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
@@ -137,6 +139,7 @@ def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path) -> T
             nonlocal made
             bar.advance(done - made)
             made = done
+            poll()
 
         return make_tasks(spec, directory, show)
 

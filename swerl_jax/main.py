@@ -96,10 +96,14 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
         together.meet(config, directory, processes, is_resumed=RESUME.value)
-        train_paths, held_out = processes.first(
-            "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value))
-        kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
-        own = config_lib.update(config.copy_and_resolve_references(), kept)
+        try:
+            train_paths, held_out = processes.first(
+                "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value, poll=stop.poll))
+        except StopRequested:
+            stop.saved()
+            _tell("stopped while tasks were made, before anything was learnt; the same command begins again")
+            return
+        own = config_lib.update(config.copy_and_resolve_references(), origin.kept(directory, config.tokenizer) if RESUME.value else {})
         taught = train_paths if processes.index == 0 and not RESUME.value else ()
         text = processes.after_first("making the tokenizer", lambda: assemble.text(own, directory, taught))
         arch, mesh = assemble.arch(own, text.tokenizer), assemble.mesh(config)

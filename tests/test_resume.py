@@ -165,6 +165,16 @@ def test_asked_to_stop(reference, tmp_path, step):
     assert [name for name in both if name != "checkpoints" and ours[name] != whole[name]] == []
 
 
+def test_asked_to_stop_while_tasks_are_made(tmp_path):
+    """There is nothing to save yet: the run ends at once, and its directory is free."""
+    directory = tmp_path / "run"
+    run = Run(["--config=configs/tiny.py", "--config.tasks.train_count=1000000"], small.environment(tmp_path), directory)
+    run.wait_for(lambda d: (d / "tasks").exists())
+    _, errors = run.kill(signal.SIGTERM)
+    assert run.process.returncode == 0 and "before anything was learnt; the same command begins again" in errors
+    assert not (directory / "config.json").exists()
+
+
 def test_reinforcement_alone_with_a_reference_policy(reference, tmp_path):
     """From another run's parameters: stopped in the evaluation before the first step, then killed, then finished."""
     arguments, env, start = reference
