@@ -85,7 +85,7 @@ def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temper
     Args:
       hidden: [B T D]. unembed: [V D].
     """
-    T = hidden.shape[1] // parts
+    T, split = hidden.shape[1] // parts, (parts,) if parts > 1 else ()
     chunk = min(chunk, T)
     padding = -T % chunk
     unembed = unembed.astype(hidden.dtype)
@@ -94,13 +94,15 @@ def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temper
 
     def chunks(x: jax.Array) -> jax.Array:
         B, _, *rest = x.shape
-        x = jnp.pad(x.reshape(B, parts, T, *rest), [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * len(rest))
-        return jnp.moveaxis(x.reshape(B, parts, -1, chunk, *rest), 2, 0).reshape(-1, B, parts * chunk, *rest)
+        before = [(0, 0)] * len((B, *split))
+        x = jnp.pad(x.reshape(B, *split, T, *rest), before + [(0, padding)] + [(0, 0)] * len(rest))
+        x = x.reshape(B, *split, -1, chunk, *rest)
+        return jnp.moveaxis(x, len(before), 0).reshape(-1, B, parts * chunk, *rest)
 
     def joined(x: jax.Array) -> jax.Array:
         n, B, _ = x.shape
-        x = jnp.moveaxis(x.reshape(n, B, parts, chunk), 0, 2).reshape(B, parts, n * chunk)
-        return x[:, :, :T].reshape(B, parts * T)
+        x = jnp.moveaxis(x.reshape(n, B, *split, chunk), 0, -2).reshape(B, *split, n * chunk)
+        return x[..., :T].reshape(B, parts * T)
 
     outs = jax.lax.map(lambda pair: _chunk_logp(pair[0], unembed, turned, pair[1], temperature),
                        (chunks(hidden), chunks(target)))
