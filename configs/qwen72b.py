@@ -7,7 +7,8 @@
 
 The setting is the second stage of "Training Long-Context, Multi-Turn Software Engineering Agents with Reinforcement Learning",
 arXiv 2508.03501: 100 problems an iteration, 10 trajectories each, YaRN with factor 4, DAPO's clip; how a trajectory divides into
-its first prompt and what follows is ours. MODEL is a directory of Qwen2.5-72B-Instruct. Not run by us.
+its first prompt and what follows is ours. MODEL is a directory of Qwen2.5-72B-Instruct, with the rope_scaling in its config.json
+that the model card tells to add for long texts. Not run by us.
 """
 
 from swerl_jax import config as config_lib

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_llama as reference
+from hand_rows import row
 
 from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner, OptimizerSettings
@@ -24,8 +25,8 @@ LONGEST = 12
 
 def test_the_order_of_parts_by_hand():
     np.testing.assert_array_equal(context.order(8, 2), [[0, 1, 6, 7], [2, 3, 4, 5]])
-    row = np.array([[*"abcd", *range(8)]], dtype=object)  # a prefix of four, eight tokens of branches
-    assert context.dealt(row, 4, 2).tolist() == [["a", "d", 0, 1, 6, 7, "b", "c", 2, 3, 4, 5]]
+    tokens = np.array([[*"abcd", *range(8)]], dtype=object)  # a prefix of four, eight tokens of branches
+    assert context.dealt(tokens, 4, 2).tolist() == [["a", "d", 0, 1, 6, 7, "b", "c", 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("S", [0, 12])
@@ -36,25 +37,14 @@ def test_parts_are_put_back(S):
     np.testing.assert_array_equal(context.branches(jnp.asarray(stored), S, 3), context.dealt(x[:, S:], 0, 3))
 
 
-def _row(shape, T, real, lengths):
-    """(branch_start [T−S], is_valid [T])."""
-    is_valid, start = np.arange(shape.S + T) < real, np.arange(T, dtype=np.int32)
-    place = 0
-    for length in lengths:
-        is_valid[shape.S + place:shape.S + place + length] = True
-        start[place:place + length] = place
-        place += -(-length // shape.block) * shape.block
-    assert place <= T
-    return start, is_valid
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "S", "scores"), [({"context": 4}, 32, 1 << 26), ({"context": 2, "tensor": 2}, 16, 1), ({"context": 2}, 0, 1)])
+@pytest.mark.parametrize(("sizes", "S", "scores"), [
+    ({"context": 4}, 32, 1 << 26), ({"context": 2, "tensor": 2}, 16, 1), ({"context": 2}, 0, 1)])
 def test_attention_over_parts_equals_that_over_whole_rows(sizes, S, scores, monkeypatch):
     """Of ragged rows, values and gradients; with few scores at once blocks are taken in turns."""
     parts, T, (K, G, H) = sizes["context"], 64, (2, 2, 8)
     whole, cut = RowShape(S, 4, 8), RowShape(S, 4, 8, parts)
-    rows = [_row(whole, T, real, lengths) for real, lengths in ((S, [12, 1, 9, 12, 4]), (S // 3, [3, 11]))]
+    rows = [row(whole, T, real, lengths) for real, lengths in ((S, [12, 1, 9, 12, 4]), (S // 3, [3, 11]))]
     starts, is_valid = (np.stack(x) for x in zip(*rows))
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, S + T, K, *rest)).astype(np.float32) for rest in ((G, H), (H,), (H,)))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_rows import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,21 +29,9 @@ CASES = {
 WIDE = {name: (256, 128, 128) for name in splash.BLOCKS}  # blocks of two sizes, so that none is taken for the other
 
 
-def _row(shape, T, real, lengths):
-    """(branch_start [T−S], is_valid [T])."""
-    is_valid, branch_start = np.arange(shape.S + T) < real, np.arange(T, dtype=np.int32)
-    start = 0
-    for length in lengths:
-        is_valid[shape.S + start:shape.S + start + length] = True
-        branch_start[start:start + length] = start
-        start += -(-length // shape.block) * shape.block
-    assert start <= T
-    return branch_start, is_valid
-
-
 def _case(name, K=2, G=2):
     shape, T, H, rows = CASES[name]
-    starts, is_valid = (np.stack(x) for x in zip(*(_row(shape, T, *row) for row in rows)))
+    starts, is_valid = (np.stack(x) for x in zip(*(row(shape, T, *one) for one in rows)))
     rng = np.random.default_rng(0)
     sizes = [(len(rows), shape.S + T, K, G, H)] + [(len(rows), shape.S + T, K, H)] * 2
     q, k, v = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
@@ -97,7 +86,7 @@ def test_tokens_are_dealt_over_devices(name, sizes):
 def test_parts_together_visit_what_whole_rows_do(parts):
     """In every pass, with blocks of the same sizes; and a part is not visited for queries of others."""
     S, T = 1024, 2048
-    starts, is_valid = _row(RowShape(S, 128, 512), T, 700, [600, 130, 640, 40])
+    starts, is_valid = row(RowShape(S, 128, 512), T, 700, [600, 130, 640, 40])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splash, "BLOCKS", {name: (128, 128, 128) for name in splash.BLOCKS})
         whole, cut = (splash.plan(jnp.asarray(context.dealt(starts[None], 0, n)), jnp.asarray(context.dealt(is_valid[None], S, n)),
@@ -136,7 +125,7 @@ def _visited(info, blocks, queries_held, copies_shift, is_over_keys, T):
 def test_only_live_blocks_are_visited():
     """Two branches of 3 and 2 blocks after a prefix of 4, of which 2 are real, counted by hand."""
     shape = RowShape(S=512, block=128, window=256)
-    starts, is_valid = _row(shape, 1024, 200, [384, 130])
+    starts, is_valid = row(shape, 1024, 200, [384, 130])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splash, "BLOCKS", {name: (128, 128, 128) for name in splash.BLOCKS})
         made = splash.plan(jnp.asarray(starts[None]), jnp.asarray(is_valid[None]), shape)
@@ -166,7 +155,7 @@ def test_rows_without_branches_are_causal():
 def test_products_of_live_blocks_by_hand():
     """The row of test_only_live_blocks_are_visited: 27 live blocks of 128 × 128 for each of 4 heads."""
     shape, T, K, G, H = RowShape(S=512, block=128, window=256), 1024, 2, 2, 64
-    starts, is_valid = (jnp.asarray(x[None]) for x in _row(shape, T, 200, [384, 130]))
+    starts, is_valid = (jnp.asarray(x[None]) for x in row(shape, T, 200, [384, 130]))
     q, k = (jax.ShapeDtypeStruct((1, shape.S + T, K, *rest), jnp.float32) for rest in ((G, H), (H,)))
     mesh = make_mesh({"fsdp": 1}, jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
@@ -200,7 +189,7 @@ def _rows(draw):
 @given(_rows(), st.sampled_from([splash.BLOCKS, WIDE]))
 def test_every_score_that_counts_is_visited_once(case, table):
     shape, T, real, lengths = case
-    starts, is_valid = _row(shape, T, real, lengths)
+    starts, is_valid = row(shape, T, real, lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splash, "BLOCKS", table)
         made = splash.plan(jnp.asarray(starts[None]), jnp.asarray(is_valid[None]), shape)
