@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import engines, parameters, run_directory
+from swerl_jax import config as config_lib, engines, parameters, run_directory
 from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
@@ -38,7 +38,7 @@ from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
-from swerl_jax.policy import hf, mesh as mesh_lib
+from swerl_jax.policy import context, hf, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Lora
 
@@ -214,8 +214,18 @@ def arch(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Arch:
 
 
 def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices`, all of this run's by default."""
-    return mesh_lib.make_mesh({axis: config.mesh[axis] for axis in ("slice", "fsdp", "tensor")}, devices)
+    """The mesh over `devices`, all of this run's by default; where they are slices of TPUs, each is one of mesh.slice.
+
+    Raises:
+      ValueError: as mesh_lib.make_mesh, or mesh.slice would cut through a slice of TPUs unevenly.
+    """
+    devices = mesh_lib.run_devices() if devices is None else devices
+    sizes, found = {axis: config.mesh[axis] for axis in mesh_lib.AXES}, mesh_lib.slices(devices)
+    if sizes["slice"] == 1:
+        sizes["slice"] = found
+    if sizes["slice"] % found:
+        raise ValueError(f"mesh.slice is {sizes['slice']} and the devices are {found} slices; needed is a multiple of them, or 1")
+    return mesh_lib.make_mesh(sizes, devices)
 
 
 def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
@@ -295,21 +305,31 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
 
 
 def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSettings:
-    """The rows of one phase: a group's answers share a row; a taught answer, or document, has one of about its size."""
-    shards = mesh.shape["slice"] * mesh.shape["fsdp"]
+    """The rows of one phase: a group's answers share a row; a taught answer, or document, has one of about its size.
+
+    On a mesh with a context axis sizes are rounded up to what can be cut, but for rl.row_tokens, which are as configured.
+    """
+    shards, parts = mesh.shape["slice"] * mesh.shape["fsdp"], mesh.shape["context"]
     longest = config.answer.max_tokens
+
+    def settings(prefixes: tuple[int, ...], sizes: tuple[int, ...], block: int, rows: int) -> PackSettings:
+        if parts > 1:
+            unit = context.unit(block, parts)
+            prefixes, even = (tuple(sorted({-(-size // unit) * unit for size in some})) for some in (prefixes, sizes))
+            sizes = sizes if sizes == tuple(config.rl.row_tokens) else even
+        return PackSettings(prefixes, sizes, block, longest, rows * shards, parts)
+
+    common = config_lib.row_block(config)
     if phase == "sft":
         prefixes = engines.prefix_buckets(config)
         if config.sft.prompt_weight:
             prefixes, longest = (0,), longest + config.prompt.max_tokens
         step = -(-longest // SFT_SIZES)
-        return PackSettings(prefixes, tuple(step * (i + 1) for i in range(SFT_SIZES)), step, longest,
-                            config.sft.rows * shards)
-    block = config.learner.block or min(128, longest)
-    padded = -(-longest // block) * block
-    sizes = {max(padded, -(-config.rl.samples * padded // part // block) * block) for part in (1, 2, 4)}
-    return PackSettings(engines.prefix_buckets(config), tuple(sorted(config.rl.row_tokens or sizes)), block, longest,
-                        config.learner.rows * shards)
+        sizes = tuple(step * (i + 1) for i in range(SFT_SIZES))
+        return settings(prefixes, sizes, step if parts == 1 else common, config.sft.rows)
+    padded = -(-longest // common) * common
+    sizes = {max(padded, -(-config.rl.samples * padded // part // common) * common) for part in (1, 2, 4)}
+    return settings(engines.prefix_buckets(config), tuple(sorted(config.rl.row_tokens or sizes)), common, config.learner.rows)
 
 
 def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...]) -> SftPhase:

@@ -67,9 +67,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     "lora.rank": (0, "rank of a low-rank change that learns in place of the parameters; 0: all parameters learn"),
     "lora.alpha": (32.0, "the change is alpha / rank · A B"),
     "lora.targets": (("qkv", "out", "gate_up", "down"), "matrices of every layer that change"),
-    "mesh.slice": (1, "data-parallel slices [devices]"),
+    "mesh.slice": (1, "data-parallel copies of the learner, a multiple of the TPU's slices [copies]; 1: one a slice"),
     "mesh.fsdp": (-1, "data and parameter shards [devices]; -1: all that are left"),
     "mesh.tensor": (1, "tensor shards [devices]"),
+    "mesh.context": (1, "parts of a learner's row, which is too long for one device; parameters are cut over them, too [devices]"),
     "distributed.coordinator": ("auto", "of several processes: auto (as a TPU slice, Slurm or JAX_COORDINATOR_ADDRESS says), none (this one alone), or HOST:PORT, where process 0 listens"),
     "distributed.processes": (1, "with HOST:PORT: how many there are"),
     "distributed.process": (0, "with HOST:PORT: which one this is"),
@@ -133,7 +134,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
     "learner.remat": ("dots", "what the backward pass computes again, as in policy.llama.REMAT: none, layer, dots, attention or offload"),
     "learner.attention": ("auto", "plain, splash (the TPU's kernel; interpreted elsewhere, slowly), or auto: what suits the devices"),
-    "learner.vocabulary_chunk": (1024, "tokens of a row whose logits exist at one time [tokens]"),
+    "learner.vocabulary_chunk": (1024, "tokens of a row, or of each part of it, whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
     "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),
     "eval.examples": (200, "held-out examples, or all where there are fewer"),
@@ -281,7 +282,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST_ONE = (
     "prompt.max_tokens", "answer.max_tokens", "reward.workers", "engine.groups", "engine.ticks", "rl.prompts", "rl.samples",
     "rl.minibatches", "rl.epochs", "rl.max_draws", "sft.examples", "sft.rows", "optimizer.max_skipped", "learner.rows",
-    "learner.vocabulary_chunk", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
+    "learner.vocabulary_chunk", "mesh.slice", "mesh.tensor", "mesh.context", "eval.examples", "eval.samples", "checkpoints.every_steps", "checkpoints.keep",
     "curate.buckets", "curate.range_commits", "curate.shard_examples", "distributed.heartbeat_s", "distributed.deadline_s",
 )
 # Intervals: a square bracket belongs to it, a round one does not.
@@ -301,6 +302,13 @@ _NUMBERS = {
 }
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
+    _Rule(lambda c: c.mesh.context > 1 and any(size % (2 * c.mesh.context * row_block(c)) for size in c.rl.row_tokens),
+          "mesh.context is {mesh.context} and rl.row_tokens are {rl.row_tokens}: a row is cut into two blocks of learner.block "
+          "tokens (0: the answer limit up to 128) for each part; needed are multiples of 2 × mesh.context × that, or empty"),
+    _Rule(lambda c: c.mesh.context > 1 and c.learner.attention == "splash" and row_block(c) % 128,
+          "mesh.context is {mesh.context}, learner.attention {learner.attention} and learner.block {learner.block}: parts of "
+          "a row are whole blocks of the kernel; needed is a learner.block that is a multiple of 128"),
+    _Rule(lambda c: c.mesh.fsdp < 1 and c.mesh.fsdp != -1, "mesh.fsdp is {mesh.fsdp}; needed is at least 1, or -1 (all left)"),
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
           "top_p {engine.top_p} / top_k {engine.top_k}: answers drawn from a truncated distribution make the policy ratio "
           "of the loss wrong (it is taken against the full one); set top_p=1 and top_k=0 and use temperature"),
@@ -350,6 +358,11 @@ _RULES = (
     _Rule(lambda c: c.task in ("eval", "sample", "export") and not c.checkpoint,
           "task {task} needs --config.checkpoint=RUN_DIRECTORY"),
 )
+
+
+def row_block(config: ml_collections.ConfigDict) -> int:
+    """Tokens at whose multiples branches begin in a row of a group."""
+    return config.learner.block or max(1, min(128, config.answer.max_tokens))
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

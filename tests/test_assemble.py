@@ -7,8 +7,9 @@ import jax
 import pytest
 import small
 
-from swerl_jax import assemble
+from swerl_jax import assemble, config as config_lib
 from swerl_jax.data.shards import MalformedRow, example_from_json
+from swerl_jax.policy import mesh as mesh_lib
 
 
 @pytest.fixture(name="config")
@@ -66,3 +67,22 @@ def test_a_tokenizer_passes_over_what_cannot_be_read_or_taught(config, tmp_path)
     texts = list(assemble._texts(config, (str(tmp_path / "train.jsonl"),)))
     assert [("f0 is wrong" in text, "f1 is wrong" in text, "<think>" in text) for text in texts] == [
         (True, False, False), (False, False, True), (False, True, False)]
+
+
+def test_rows_are_rounded_up_to_what_can_be_cut():
+    """Blocks of 128 in two parts: multiples of 512. Answers of 384 (rounded), three, one and a half, and one in a row."""
+    config = config_lib.update(config_lib.default(), {
+        "mesh.context": 2, "prompt.max_tokens": 1000, "answer.max_tokens": 300, "rl.samples": 3, "learner.rows": 1, "sft.rows": 2})
+    mesh = assemble.mesh(config, jax.devices()[:8])
+    assert dict(mesh.shape) == {"slice": 1, "fsdp": 4, "tensor": 1, "context": 2}
+    rl, sft = (assemble.packing(config, mesh, phase) for phase in ("rl", "sft"))
+    assert (rl.prefix_buckets, rl.branch_buckets, rl.block, rl.rows, rl.parts) == ((512, 1024), (512, 1024, 1536), 128, 4, 2)
+    assert (sft.prefix_buckets, sft.branch_buckets, sft.block, sft.rows, sft.parts) == ((512, 1024), (512,), 128, 8, 2)
+
+
+def test_slices_of_tpus_are_an_axis_of_the_mesh(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "slices", lambda devices: 2)
+    made = [assemble.mesh(config_lib.update(config_lib.default(), {"mesh.slice": n}), jax.devices()[:8]) for n in (1, 2, 4)]
+    assert [(mesh.shape["slice"], mesh.shape["fsdp"]) for mesh in made] == [(2, 4), (2, 4), (4, 2)]
+    with pytest.raises(ValueError, match="mesh.slice is 3 and the devices are 2 slices; needed is a multiple of them"):
+        assemble.mesh(config_lib.update(config_lib.default(), {"mesh.slice": 3}), jax.devices()[:6])

@@ -89,6 +89,10 @@ REFUSALS = {
                         "set --config.tokenizer=hf:model"),
     "muon": ({"init": "run", "lora.rank": 4, "rl.muon_learning_rate": 0.02}, "lora.rank is 4.*rl.muon_learning_rate 0.02",
              "set the rate to 0"),
+    "row_tokens": ({"mesh.context": 4, "rl.row_tokens": (2048, 2560), "learner.block": 128}, r"mesh.context is 4.*\(2048, 2560\)",
+                   "needed are multiples of 2 × mesh.context × that"),
+    "block": ({"mesh.context": 2, "learner.attention": "splash", "learner.block": 64}, "learner.block 64", "a multiple of 128"),
+    "fsdp": ({"mesh.fsdp": 0}, "mesh.fsdp is 0", "at least 1, or -1"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
     "pass_k": ({"eval.pass_k": (1, 4)}, r"\(1, 4\)", "from 1 to eval.samples 1"),
@@ -126,7 +130,7 @@ def test_names_out_of_a_list(name, wrong, allowed):
 
 
 @pytest.mark.parametrize("name", ["rl.prompts", "rl.samples", "rl.minibatches", "rl.epochs", "checkpoints.every_steps",
-                                  "eval.examples", "answer.max_tokens", "reward.workers"])
+                                  "eval.examples", "answer.max_tokens", "reward.workers", "mesh.context"])
 def test_numbers_that_must_not_be_zero(name):
     with pytest.raises(ValueError, match=f"(?m)^{name} is 0; needed is at least 1$"):
         config_lib.check(config_lib.update(config_lib.default(), {name: 0}))

@@ -23,20 +23,15 @@ def _mesh(name, sizes):
     return mesh_lib.make_mesh(sizes, topologies.get_topology_desc(name, "tpu").devices)
 
 
-@pytest.mark.parametrize(("name", "H", "S", "T"), [
-    *((name, H, 4096, 16_384) for name in CHIPS for H in (64, 128)), ("v5p:2x2x1", 128, 12_288, 65_536)])
-def test_attention_over_rows_forward_and_backward(name, H, S, T):
-    """A row on each chip, answers of up to 4,096 tokens, two of its key heads with eight queries each."""
-    mesh = _mesh(name, {"fsdp": 2, "tensor": 2})
-    B, K, G = 2, 4, 8
-    rows = mesh_lib.sharding(mesh, "B T K", mesh_lib.LEARNER_RULES)
-    q, k = (jax.ShapeDtypeStruct((B, S + T, K, *rest), jnp.bfloat16, sharding=rows) for rest in ((G, H), (H,)))
-    per_token = mesh_lib.sharding(mesh, "B T", mesh_lib.LEARNER_RULES)
-    starts, is_valid = (jax.ShapeDtypeStruct((B, n), dtype, sharding=per_token) for n, dtype in ((T, int), (S + T, bool)))
+def _compiles_over_rows(mesh, B, K, G, H, T, shape):
+    """Attention over rows of T branch tokens, forward and backward, as kernels that fit the chips."""
+    heads, per_token = (mesh_lib.sharding(mesh, letters, mesh_lib.LEARNER_RULES) for letters in ("B T K", "B T"))
+    q, k = (jax.ShapeDtypeStruct((B, shape.S + T, K, *rest), jnp.bfloat16, sharding=heads) for rest in ((G, H), (H,)))
+    starts, is_valid = (jax.ShapeDtypeStruct((B, n), dtype, sharding=per_token)
+                        for n, dtype in ((T, int), (shape.S + T, bool)))
 
     def run(q, k, v, weight, starts, is_valid):
-        attend = row_attention("auto", mesh)(starts, is_valid, RowShape(S, 128, 4096 - 128))
-        o, pull = jax.vjp(attend, q, k, v)
+        o, pull = jax.vjp(row_attention("auto", mesh)(starts, is_valid, shape), q, k, v)
         return o, pull(weight)
 
     compiled = jax.jit(run).lower(q, k, k, q, starts, is_valid).compile()
@@ -45,6 +40,19 @@ def test_attention_over_rows_forward_and_backward(name, H, S, T):
         assert f"splash_mha_{kernel}" in text
     used = compiled.memory_analysis()
     assert used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes < HBM_BYTES / 4
+
+
+@pytest.mark.parametrize(("name", "H", "S", "T"), [
+    *((name, H, 4096, 16_384) for name in CHIPS for H in (64, 128)), ("v5p:2x2x1", 128, 12_288, 65_536)])
+def test_attention_over_rows_forward_and_backward(name, H, S, T):
+    """A row on each chip, answers of up to 4,096 tokens, two of its key heads with eight queries each."""
+    _compiles_over_rows(_mesh(name, {"fsdp": 2, "tensor": 2}), 2, 4, 8, H, T, RowShape(S, 128, 4096 - 128))
+
+
+@pytest.mark.parametrize(("name", "S", "T"), [*((name, 8192, 24_576) for name in CHIPS), ("v5p:2x2x1", 16_384, 114_688)])
+def test_attention_over_rows_in_parts(name, S, T):
+    """A row cut over two chips, an answer as long as all of the branches, a key head with eight queries."""
+    _compiles_over_rows(_mesh(name, {"tensor": 2, "context": 2}), 1, 2, 8, 128, T, RowShape(S, 128, T - 128, 2))
 
 
 @pytest.mark.parametrize("H", [64, 128])

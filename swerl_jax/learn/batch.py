@@ -15,6 +15,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from swerl_jax.policy import context
 from swerl_jax.policy.attention import RowShape
 
 
@@ -52,12 +53,12 @@ class Prefixed:
                       "weight"])
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of one shape.
+    """Rows of one shape; where they are cut into parts, T and T−S stand part by part (see policy/context.py).
 
     Attributes:
       ids, position: int32 [B T]; positions run on from the prefix's real length in every branch.
       is_valid: bool [B T], False on padding.
-      branch_start: int32 [B T−S], where the token's branch begins, counted from S; padding points to itself.
+      branch_start: int32 [B T−S], where the token's branch begins, counted from S in row order; padding points to itself.
       target: int32 [B T−S], the id that follows.
       is_sampled: bool [B T−S], True where the target carries loss.
       advantage, logp, weight: float32 [B T−S], of the target (see Branch); 0 elsewhere.
@@ -86,6 +87,7 @@ class PackSettings:
       block: branches begin at its multiples.
       max_branch_tokens: the longest branch there can be.
       rows: rows of a microbatch (B), a multiple of the number of data shards.
+      parts: into so many parts rows are cut, one for each device of the context axis.
     """
 
     prefix_buckets: tuple[int, ...]
@@ -93,6 +95,7 @@ class PackSettings:
     block: int
     max_branch_tokens: int
     rows: int
+    parts: int = 1
 
     def __post_init__(self) -> None:
         longest = -(-self.max_branch_tokens // self.block) * self.block
@@ -102,6 +105,11 @@ class PackSettings:
         odd = [size for size in self.branch_buckets if size % self.block]
         if odd:
             raise ValueError(f"row buckets {odd} are no multiples of the block of {self.block} tokens")
+        unit = context.unit(self.block, self.parts)
+        odd = [size for size in (*self.prefix_buckets, *self.branch_buckets) if self.parts > 1 and size % unit]
+        if odd:
+            raise ValueError(f"row buckets {odd} cannot be cut into {self.parts} parts; needed are multiples of {unit}, two "
+                             f"blocks of {self.block} tokens for each")
 
     @property
     def window(self) -> int:
@@ -155,9 +163,10 @@ def _plan(groups: Sequence[Prefixed], settings: PackSettings, limit: int) -> lis
         for start in range(0, len(rows), settings.rows):
             some = rows[start:start + settings.rows]
             size = _bucket(some[-1].used, settings.branch_buckets)
-            is_whole = size <= WHOLE_ROW and all(len(row.branches) == 1 for row in some)  # a block is the row, then
-            block = size if is_whole else settings.block
-            plan.append(_Microbatch(some, RowShape(S, block, max(0, min(settings.window, size - block))), size))
+            is_whole = settings.parts == 1 and size <= WHOLE_ROW and all(len(row.branches) == 1 for row in some)
+            block = size if is_whole else settings.block  # a block is the row, then
+            shape = RowShape(S, block, max(0, min(settings.window, size - block)), settings.parts)
+            plan.append(_Microbatch(some, shape, size))
     return plan
 
 
@@ -224,4 +233,6 @@ def _assemble(microbatch: _Microbatch, count: int) -> Batch:
             weight[i, here] = np.where(branch.is_sampled, branch.weight, 0)
             logp[i, here] = np.where(branch.is_sampled, branch.logp, 0)
             start += _padded(n, shape.block)
-    return Batch(ids, position, is_valid, branch_start, target, is_sampled, advantage, logp, weight, shape)
+    whole = [context.dealt(x, S, shape.parts) for x in (ids, position, is_valid)]
+    scored = [context.dealt(x, 0, shape.parts) for x in (branch_start, target, is_sampled, advantage, logp, weight)]
+    return Batch(*whole, *scored, shape)

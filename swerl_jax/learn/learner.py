@@ -128,6 +128,8 @@ class Learner:
       dtype: of activations and matrix products; parameters stay in param_dtype.
       lora: what learns in place of the parameters, which are then frozen; None: all of them.
       vocabulary_chunk, remat: see rows.row_logp. attention: see rows.row_attention.
+
+    Raises ValueError when the mesh does not divide the model's sizes.
     """
 
     def __init__(self, arch: Arch, mesh: Mesh, optimizer: OptimizerSettings, loss: LossSettings, *,
@@ -262,6 +264,10 @@ class Learner:
             shapes = jax.eval_shape(lambda: self._make_state(jax.random.key(0)))  # the key, too, on no device
             # By path: where an optimiser keeps nothing for a parameter, the one tree has no leaf and the other has.
             shardings = dict(jax.tree_util.tree_leaves_with_path(nnx.get_named_sharding(shapes, self.mesh)))
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+            if any(cut and size % mesh_lib.extent(self.mesh, cut) for size, cut in zip(x.shape, shardings[path].spec)):
+                raise ValueError(f"{_name(path)} is {list(x.shape)} and cannot be cut as {shardings[path].spec} over the mesh "
+                                 f"{dict(self.mesh.shape)}; needed are mesh sizes that divide the model's")
         return jax.tree_util.tree_map_with_path(
             lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path]), shapes)
 

@@ -121,9 +121,10 @@ def _llama(D: int, L: int, N: int, F: int, *, is_tied: bool = False, H: int = 12
                 context=8192 if factor is None else 131_072)
 
 
-def _qwen25(D: int, L: int, N: int, K: int, F: int, *, H: int = 128, is_tied: bool = False) -> Arch:
+def _qwen25(D: int, L: int, N: int, K: int, F: int, *, H: int = 128, is_tied: bool = False, factor: float | None = None) -> Arch:
     return Arch(V=151_936 if is_tied else 152_064, D=D, L=L, N=N, K=K, H=H, F=F, is_tied=is_tied, has_qkv_bias=True,
-                rope_theta=1e6, norm_epsilon=1e-6, context=32_768)
+                rope_theta=1e6, rope_scaling=None if factor is None else YarnScaling(factor), norm_epsilon=1e-6,
+                context=32_768 if factor is None else 131_072)
 
 
 def _qwen3(D: int, L: int, N: int, F: int, *, is_tied: bool = False) -> Arch:
@@ -149,6 +150,7 @@ ARCHS: dict[str, Arch] = {
     "qwen2.5-14b": _qwen25(5120, 48, 40, 8, 13_824),
     "qwen2.5-32b": _qwen25(5120, 64, 40, 8, 27_648),
     "qwen2.5-72b": _qwen25(8192, 80, 64, 8, 29_568),
+    "qwen2.5-72b-131k": _qwen25(8192, 80, 64, 8, 29_568, factor=4.0),  # with YaRN, as its model card says to extend it
     "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, is_tied=True),
     "qwen3-1.7b": _qwen3(2048, 28, 16, 6144, is_tied=True),
     "qwen3-4b": _qwen3(2560, 36, 32, 9728, is_tied=True),

@@ -150,11 +150,13 @@ class RowShape:
       block: branches begin at multiples of it; queries are taken a block at a time.
       window: how far before its own block a query may have to look; a multiple of `block`, at least the longest
         branch rounded up to a block, less one block.
+      parts: into so many parts, for as many devices, a row is cut; its tokens stand part by part (see context.py).
     """
 
     S: int
     block: int
     window: int
+    parts: int = 1
 
 
 SCORES_AT_ONCE = 1 << 26  # float32 scores (256 MiB) above which blocks of queries are taken in turns and recomputed
@@ -188,7 +190,7 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Arra
             segments.append(Segment(k[..., :S], v[..., :S, :], is_valid[:, None, None, :S]))
         return attend(queries, segments)
 
-    o = _in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
+    o = in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
     o = o.reshape(q.shape[0], -1, *q.shape[2:])
     return jnp.concatenate([attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
 
@@ -230,7 +232,7 @@ def _window_rule(branch_start: jax.Array, blocks: int, shape: RowShape) -> jax.A
     return (key <= query) & (key >= branch_start.reshape(-1, blocks, shape.block, 1))
 
 
-def _in_turns(function, blocked: tuple[jax.Array, ...], scores_a_block: int) -> jax.Array:
+def in_turns(function, blocked: tuple[jax.Array, ...], scores_a_block: int) -> jax.Array:
     """function(*blocked) on all blocks (axis 1) at once, or, when the scores would be too many, on some at a time."""
     rows, blocks = blocked[0].shape[:2]
     limit = max(1, SCORES_AT_ONCE // (rows * scores_a_block))

@@ -17,20 +17,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("slice", "fsdp", "tensor", "context")
 
-# Axis letter (see arch.py) → mesh axes. B and P are data; parameters are cut over fsdp along D and over tensor
-# along heads, hidden width and vocabulary. Letters that are not listed are never cut.
+# Axis letter (see arch.py) → mesh axes. B and P are data; parameters are cut over fsdp and context along D and over tensor
+# along heads, hidden width and vocabulary; slices repeat them. A row's tokens T are cut over context (see context.py).
+# Letters that are not listed are never cut.
 LEARNER_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "B": ("slice", "fsdp"), "D": "fsdp", "K": "tensor", "F": "tensor", "V": "tensor",
+    "B": ("slice", "fsdp"), "T": "context", "D": ("fsdp", "context"), "K": "tensor", "F": "tensor", "V": "tensor",
 }
 # The engine keeps whole weights in every data replica and deals its group slots over the data axes.
 ENGINE_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor", "N": "tensor",
 }
 # What the learner computes with. Between layers tokens T are cut over tensor, too, because the backward pass keeps what is
-# there (sequence parallelism, arXiv 2205.05198, §4.2.2); inside a layer they are whole, written t. A layer's parameters are
-# gathered from the fsdp axis to be used.
+# there (sequence parallelism, arXiv 2205.05198, §4.2.2); inside a layer over context alone, written t. A layer's parameters
+# are gathered from the fsdp and context axes to be used.
 ACTIVATION_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "B": ("slice", "fsdp"), "T": "tensor", "K": "tensor", "F": "tensor", "V": "tensor",
+    "B": ("slice", "fsdp"), "T": ("context", "tensor"), "t": "context", "K": "tensor", "F": "tensor", "V": "tensor",
 }
 # (array, the letters of its axes, those of its gradient if other) → the array, where the mesh wants it
 Place = Callable[..., jax.Array]
@@ -58,14 +59,17 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     if int(np.prod(shape)) != len(devices):
         raise ValueError(f"mesh {dict(zip(AXES, shape))} needs {int(np.prod(shape))} devices, there are {len(devices)}; "
                          "change the sizes, or give -1 to one axis")
-    if shape[AXES.index("context")] != 1:
-        raise ValueError("the context axis must be 1: splitting one row over devices is not implemented")
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def run_devices() -> list[jax.Device]:
     """All devices of this run, those of a process side by side: tensor shards stay within a host."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices of TPUs these are, which only a slower network joins; 1 for other devices."""
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def spec(letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:
@@ -85,14 +89,12 @@ def anywhere(x: jax.Array, letters: str, gradient: str = "") -> jax.Array:
 
 
 def placer(mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> Place:
-    """The Place of a mesh; axes whose size does not divide are left whole."""
+    """The Place of a mesh (see `fitting`)."""
     if mesh.size == 1:
         return anywhere
 
     def constrained(x: jax.Array, letters: str) -> jax.Array:
-        axes = [cut if cut and size % extent(mesh, cut) == 0 else None
-                for cut, size in zip(spec(letters, rules), x.shape, strict=True)]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting(mesh, x.shape, letters, rules)))
 
     @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
     def place(x: jax.Array, letters: str, gradient: str = "") -> jax.Array:
@@ -101,6 +103,15 @@ def placer(mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> Pla
     place.defvjp(lambda x, letters, gradient: (constrained(x, letters), None),
                  lambda letters, gradient, _, dx: (constrained(dx, gradient or letters),))
     return place
+
+
+def fitting(mesh: Mesh, shape: Sequence[int], letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:
+    """As `spec`, of an array of this shape: of an axis's mesh axes only the first ones that together divide its size."""
+    def dividing(cut: str | tuple[str, ...] | None, size: int) -> tuple[str, ...]:
+        axes = (cut,) if isinstance(cut, str) else cut or ()
+        return next(axes[:n] for n in range(len(axes), -1, -1) if size % extent(mesh, axes[:n]) == 0)
+
+    return PartitionSpec(*(dividing(cut, size) or None for cut, size in zip(spec(letters, rules), shape, strict=True)))
 
 
 def extent(mesh: Mesh, axes: str | tuple[str, ...]) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from swerl_jax.policy import splash
+from swerl_jax.policy import context, splash
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape, attend_rows
 from swerl_jax.policy.llama import TOP_AXES, Llama, trunk
@@ -30,12 +30,20 @@ def row_attention(kind: str, mesh: Mesh) -> RowAttention:
 
     Args:
       kind: "plain"; "splash", the TPU's kernel, interpreted (slowly) elsewhere; "auto": the one that suits the devices.
+
+    The RowAttention raises ValueError for rows of other parts than the mesh's context axis has.
     """
-    is_tpu = mesh.devices.flat[0].platform == "tpu"
-    if kind == "plain" or (kind == "auto" and not is_tpu):
-        return plain
+    is_tpu, parts = mesh.devices.flat[0].platform == "tpu", mesh.shape[context.AXIS]
+    is_plain = kind == "plain" or (kind == "auto" and not is_tpu)
 
     def attention(branch_start: jax.Array, is_valid: jax.Array, shape: RowShape) -> Callable[..., jax.Array]:
+        if shape.parts != parts:
+            raise ValueError(f"the rows have {shape.parts} parts and the mesh's context axis {parts}; needed is the same "
+                             "(PackSettings.parts)")
+        if is_plain and parts == 1:
+            return plain(branch_start, is_valid, shape)
+        if is_plain:
+            return partial(context.attend_rows, branch_start=branch_start, is_valid=is_valid, shape=shape, mesh=mesh)
         visits = splash.plan(branch_start, is_valid, shape)
         return partial(splash.attend_rows, visits=visits, mesh=mesh, is_interpreted=not is_tpu)
 
@@ -49,7 +57,7 @@ def row_logp(model: Llama, arch: Arch, rows: Any, *, temperature: float, vocabul
     Args:
       rows: a learn.batch.Batch or anything with its `ids`, `position`, `is_valid`, `branch_start`, `target`, `shape`.
       temperature: the logits are divided by it.
-      vocabulary_chunk: branch tokens of each row whose logits [B, chunk, V] exist at one time.
+      vocabulary_chunk: branch tokens of each part of a row whose logits [B, chunk, V] exist at one time.
       dtype, remat, place: see llama.trunk. attention: see row_attention.
 
     Returns:
@@ -63,19 +71,21 @@ def row_logp(model: Llama, arch: Arch, rows: Any, *, temperature: float, vocabul
 
     hidden, _ = trunk(model, arch, rows.ids, rows.position, attend, dtype=dtype, remat=remat, place=place)
     unembed = place(model.unembed.astype(dtype), TOP_AXES["head"])
-    return target_logp(place(hidden, "B t D", "B T D")[:, shape.S:], unembed, rows.target, temperature, vocabulary_chunk)
+    hidden = context.branches(place(hidden, "B t D", "B T D"), shape.S, shape.parts)
+    return target_logp(hidden, unembed, rows.target, temperature, vocabulary_chunk, shape.parts)
 
 
-def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float, chunk: int,
+def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temperature: float, chunk: int, parts: int = 1,
                 ) -> tuple[jax.Array, jax.Array]:
     """(logp, entropy), float32 [B T], of target int32 [B T] under softmax(hidden · unembedᵀ / temperature).
 
-    Logits are made for `chunk` tokens of every row at a time and made again for the gradient: [B T V] never exists.
+    Logits are made for `chunk` tokens of every part of every row at a time and made again for the gradient: [B T V] never
+    exists.
 
     Args:
       hidden: [B T D]. unembed: [V D].
     """
-    T = hidden.shape[1]
+    T, split = hidden.shape[1] // parts, (parts,) if parts > 1 else ()
     chunk = min(chunk, T)
     padding = -T % chunk
     unembed = unembed.astype(hidden.dtype)
@@ -83,13 +93,20 @@ def target_logp(hidden: jax.Array, unembed: jax.Array, target: jax.Array, temper
     turned = jax.lax.optimization_barrier(jax.lax.stop_gradient(unembed).T)
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        B, _, *rest = x.shape
+        before = [(0, 0)] * len((B, *split))
+        x = jnp.pad(x.reshape(B, *split, T, *rest), before + [(0, padding)] + [(0, 0)] * len(rest))
+        x = x.reshape(B, *split, -1, chunk, *rest)
+        return jnp.moveaxis(x, len(before), 0).reshape(-1, B, parts * chunk, *rest)
+
+    def joined(x: jax.Array) -> jax.Array:
+        n, B, _ = x.shape
+        x = jnp.moveaxis(x.reshape(n, B, *split, chunk), 0, -2).reshape(B, *split, n * chunk)
+        return x[..., :T].reshape(B, parts * T)
 
     outs = jax.lax.map(lambda pair: _chunk_logp(pair[0], unembed, turned, pair[1], temperature),
                        (chunks(hidden), chunks(target)))
-    logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :T] for x in outs)
-    return logp, entropy
+    return joined(outs[0]), joined(outs[1])
 
 
 def _logits(hidden: jax.Array, unembed: jax.Array, temperature: float) -> jax.Array:
