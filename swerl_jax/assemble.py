@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import config as config_lib, engines, parameters, run_directory
+from swerl_jax import engines, parameters, row_sizes, run_directory
 from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
@@ -28,7 +28,6 @@ from swerl_jax.env.reward import RewardSpec
 from swerl_jax.env.scorer import ScoringPool, default_deadline_s
 from swerl_jax.env.tokenizer import load_tokenizer, train_sentencepiece
 from swerl_jax.env.vocabulary import Tokenizer
-from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, OptimizerSettings, State, to_arrays
@@ -38,12 +37,11 @@ from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
-from swerl_jax.policy import context, hf, mesh as mesh_lib
+from swerl_jax.policy import hf, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Lora
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
-SFT_SIZES = 6  # of rows: the longest and five shorter ones
 REFERENCE_NAME = "reference"
 TASKS_NAME = "tasks"
 TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
@@ -304,39 +302,11 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
                    lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
 
 
-def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSettings:
-    """The rows of one phase: a group's answers share a row; a taught answer, or document, has one of about its size.
-
-    On a mesh with a context axis sizes are rounded up to what can be cut, but for rl.row_tokens, which are as configured.
-    """
-    shards, parts = mesh.shape["slice"] * mesh.shape["fsdp"], mesh.shape["context"]
-    longest = config.answer.max_tokens
-
-    def settings(prefixes: tuple[int, ...], sizes: tuple[int, ...], block: int, rows: int) -> PackSettings:
-        if parts > 1:
-            unit = context.unit(block, parts)
-            prefixes, even = (tuple(sorted({-(-size // unit) * unit for size in some})) for some in (prefixes, sizes))
-            sizes = sizes if sizes == tuple(config.rl.row_tokens) else even
-        return PackSettings(prefixes, sizes, block, longest, rows * shards, parts)
-
-    common = config_lib.row_block(config)
-    if phase == "sft":
-        prefixes = engines.prefix_buckets(config)
-        if config.sft.prompt_weight:
-            prefixes, longest = (0,), longest + config.prompt.max_tokens
-        step = -(-longest // SFT_SIZES)
-        sizes = tuple(step * (i + 1) for i in range(SFT_SIZES))
-        return settings(prefixes, sizes, step if parts == 1 else common, config.sft.rows)
-    padded = -(-longest // common) * common
-    sizes = {max(padded, -(-config.rl.samples * padded // part // common) * common) for part in (1, 2, 4)}
-    return settings(engines.prefix_buckets(config), tuple(sorted(config.rl.row_tokens or sizes)), common, config.learner.rows)
-
-
 def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...]) -> SftPhase:
     """The supervised phase."""
     settings = SftSettings(config.sft.steps, config.sft.examples, config.sft.prompt_weight)
     return SftPhase(settings, loader(config, train, config.seed, text.refuses_answer), text.prompt_ids, text.answer_ids,
-                    learner(config, arch, mesh, "sft"), packing(config, mesh, "sft"))
+                    learner(config, arch, mesh, "sft"), row_sizes.packing(config, mesh, "sft"))
 
 
 def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
@@ -351,7 +321,7 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
     one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=r.prompts, samples=r.samples,
                          groups=config.engine.groups, temperature=config.engine.temperature, purpose="train", processes=processes)
     return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
-                   learner(config, arch, mesh, "rl"), packing(config, mesh, "rl"),
+                   learner(config, arch, mesh, "rl"), row_sizes.packing(config, mesh, "rl"),
                    scorer_retries=lambda: pool.counts.retries, processes=processes)
 
 
@@ -359,7 +329,7 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
     """What a planner compiles for the last phase of a run: its learner and, for RL, its engine; nothing is allocated."""
     phase, r = config.phases[-1], config.rl
     tokens = config.prompt.max_tokens, config.answer.max_tokens
-    built = learner(config, arch, mesh, phase), packing(config, mesh, phase)
+    built = learner(config, arch, mesh, phase), row_sizes.packing(config, mesh, phase)
     if phase == "sft":
         return Parts(*built, StepShape(config.sft.examples, 1, *tokens, 1), None)
     return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), engines.planned(config, arch, mesh))

@@ -7,7 +7,7 @@ import jax
 import pytest
 import small
 
-from swerl_jax import assemble, config as config_lib
+from swerl_jax import assemble, config as config_lib, row_sizes
 from swerl_jax.data.shards import MalformedRow, example_from_json
 from swerl_jax.policy import mesh as mesh_lib
 
@@ -75,7 +75,7 @@ def test_rows_are_rounded_up_to_what_can_be_cut():
         "mesh.context": 2, "prompt.max_tokens": 1000, "answer.max_tokens": 300, "rl.samples": 3, "learner.rows": 1, "sft.rows": 2})
     mesh = assemble.mesh(config, jax.devices()[:8])
     assert dict(mesh.shape) == {"slice": 1, "fsdp": 4, "tensor": 1, "context": 2}
-    rl, sft = (assemble.packing(config, mesh, phase) for phase in ("rl", "sft"))
+    rl, sft = (row_sizes.packing(config, mesh, phase) for phase in ("rl", "sft"))
     assert (rl.prefix_buckets, rl.branch_buckets, rl.block, rl.rows, rl.parts) == ((512, 1024), (512, 1024, 1536), 128, 4, 2)
     assert (sft.prefix_buckets, sft.branch_buckets, sft.block, sft.rows, sft.parts) == ((512, 1024), (512,), 128, 8, 2)
 

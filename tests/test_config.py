@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from swerl_jax import config as config_lib
+from swerl_jax import config as config_lib, config_rules
 from swerl_jax.policy.llama import REMAT
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -155,10 +155,10 @@ def test_the_ends_of_an_interval_count_as_its_brackets_say():
 
 def test_the_tables_of_checks_name_settings_and_take_their_defaults():
     """A choice in brackets without a comma would be a text, whose letters `in` would look through."""
-    assert all(type(allowed) is tuple and all(type(one) is str for one in allowed) for allowed in config_lib._CHOICES.values())
-    named = [*config_lib._CHOICES, *config_lib._AT_LEAST_ONE, *(name for names in config_lib._NUMBERS.values() for name in names)]
+    assert all(type(allowed) is tuple and all(type(one) is str for one in allowed) for allowed in config_rules.CHOICES.values())
+    named = [*config_rules.CHOICES, *config_rules.AT_LEAST_ONE, *(name for names in config_rules.NUMBERS.values() for name in names)]
     assert set(named) <= set(config_lib.KEYS) and len(named) == len(set(named))
-    assert all(type(names) is tuple for names in config_lib._NUMBERS.values())
+    assert all(type(names) is tuple for names in config_rules.NUMBERS.values())
 
 
 def test_all_faults_are_told_at_once():

@@ -14,7 +14,8 @@ PACKAGE = "swerl_jax"
 
 # Module → the modules of this package that it may import, as patterns. A new module adds its row.
 MAY_IMPORT = {
-    "config": "",
+    "config_rules": "",
+    "config": "config_rules",
     "dry_run": "config run_directory policy.arch policy.hf",
     "models.shipped": "",
     "run_directory": "config data.atomic_file models.shipped",
@@ -22,6 +23,7 @@ MAY_IMPORT = {
     "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
+    "row_sizes": "config_rules engines learn.batch policy.context",
     "main": "*",
     "assemble": "*",
     # data/: the nouns, and where examples come from
@@ -166,7 +168,7 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "run_directory", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
+JAX_FREE = ("config", "config_rules", "run_directory", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
             "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 
