@@ -50,6 +50,25 @@ def test_a_learners_products_are_those_of_a_count_by_hand():
     assert flop_count.count(learner.trace(batch)["update"].jaxpr).total < linear / 100
 
 
+@pytest.mark.parametrize("answers_a_row, tokens, blocks, block", [
+    (4, 256 + 4 * 128, 1 + 2 * 2, 256),  # a block of the prompt; each of two of answers sees it and itself
+    (1, 4 * (256 + 128), 4 * (3 + 3), 128),  # in each of four rows two blocks of the prompt and one of an answer, causal
+])
+def test_operations_of_answers_that_share_a_prompt_and_that_do_not(answers_a_row, tokens, blocks, block):
+    """Two layers whose forward pass is made again: 4 products a matrix; 2 · 2 of attention forward, 3 for queries, 4 for keys.
+
+    What the last matrix of a layer gives is not made again: nothing needs it.
+    """
+    config = small(rl__prompts=1, learner__attention="splash", rl__row_tokens=(answers_a_row * 128,))
+    parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:1]))
+    products = 4 * (256 * 2 * (2 + 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512) - 512 * 256
+    row_sums = 4 * 64  # of do · o
+    head = 4 * 2 * 512 * 256 * 512 + 2 * 512 * 512  # 512 tokens of answers either way
+    found = plan.gradient_flops(parts)
+    assert found.products == 2 * 2 * (products + row_sums) * tokens + head
+    assert found.total - found.products == pytest.approx(2 * 4 * (2 * 2 + 3 + 4) * 2 * 64 * blocks * block**2)
+
+
 def test_useful_operations():
     """2 prompts of 100 with 3 answers of 10; a branch's token sees the prompt and half of its answer on average."""
     arch = Arch(V=48, D=16, L=2, N=4, K=2, H=8, F=24)

@@ -229,8 +229,7 @@ def programs(parts: Parts) -> list[Program]:
         traced = learner.trace(batch)
         rows, tokens = batch.ids.shape
         name, read = f"gradient {rows} × {tokens:,}", _held(learner.abstract.params)
-        live = partial(splash.live_share, splash.plan(batch.branch_start, batch.is_valid, batch.shape))
-        found.append(Program(name, "learn", times, traced["gradient"], read, live))
+        found.append(Program(name, "learn", times, traced["gradient"], read, live_blocks(batch)))
         update = update or Program("update", "learn", shape.updates, traced["update"], 2 * state)
     found.append(update)
     return found + (_engine_programs(parts) if parts.steps is not None else [])
@@ -262,6 +261,18 @@ def _engine_programs(parts: Parts) -> list[Program]:
             found.append(Program(f"decode {settings.ticks} tokens at {columns:,}", "decode", waves * runs, traced,
                                  settings.ticks * read))
     return found
+
+
+def gradient_flops(parts: Parts) -> flop_count.Flops:
+    """Operations of all gradients of an RL step, of all devices together; nothing is compiled."""
+    counts = ((flop_count.count(parts.learner.trace(batch)["gradient"].jaxpr, live_blocks(batch)), times)
+              for batch, times in full_batches(parts.shape, parts.packing))
+    return sum((count * times for count, times in counts), flop_count.Flops())
+
+
+def live_blocks(batch: Batch) -> flop_count.Live:
+    """The shares of their grids in which attention's kernels compute on a batch."""
+    return partial(splash.live_share, splash.plan(batch.branch_start, batch.is_valid, batch.shape))
 
 
 def full_batches(shape: StepShape, packing: PackSettings) -> list[tuple[Batch, int]]:
