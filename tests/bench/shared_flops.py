@@ -12,7 +12,7 @@ import sys
 import jax
 
 from swerl_jax import assemble, config as config_lib
-from swerl_jax.learn import plan
+from swerl_jax.learn import plan_programs
 from swerl_jax.policy.arch import ARCHS
 
 
@@ -23,7 +23,7 @@ def main(model: str = "llama3.3-70b") -> None:
         "model.dtype": "bfloat16"})
     parts = assemble.plan_parts(config, ARCHS[model], assemble.mesh(config, jax.devices()[:1]))
     alone = dataclasses.replace(parts.packing, branch_buckets=(config.answer.max_tokens,))  # a row holds one answer
-    shared, unshared = plan.gradient_flops(parts), plan.gradient_flops(dataclasses.replace(parts, packing=alone))
+    shared, unshared = map(plan_programs.gradient_flops, (parts, dataclasses.replace(parts, packing=alone)))
     for name, flops in (("one prompt for all", shared), ("a prompt for each", unshared)):
         print(f"{name:20}{flops.total / 1e15:10.2f} PFLOP, of which attention's kernels "
               f"{(flops.total - flops.products) / 1e15:.2f}")
