@@ -14,8 +14,9 @@ run by us at this size, and the variants for chips are not planned yet: see with
 
 from swerl_jax import config as config_lib
 
-# A key head on each of 8 chips. Eight chips of 16 GB hold parameters in bfloat16 only (rounded at random, see Learner).
-CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8}
+# A key head on each of 8 chips, learning and sampling. Eight chips of 16 GB hold parameters in bfloat16 only (rounded at
+# random, see Learner).
+CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 8}
 # Evaluation decodes as many answers at a time as training, each with a prompt of its own: that bounds engine.groups on one.
 LORA = {"init": "hf:model", "tokenizer": "hf:model", "lora.rank": 16, "model.param_dtype": "bfloat16", "rl.learning_rate": 2e-5,
         "engine.groups": 4, "rl.row_tokens": (2048, 4096)}

@@ -32,7 +32,7 @@ from swerl_jax.learn.checkpoint import Checkpoints
 from swerl_jax.learn.evaluate import Evaluator
 from swerl_jax.learn.learner import Learner, OptimizerSettings, State, to_arrays
 from swerl_jax.learn.loss import LossSettings
-from swerl_jax.learn.plan import Parts, StepShape
+from swerl_jax.learn.plan_programs import Parts, StepShape
 from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
@@ -331,8 +331,11 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
     tokens = config.prompt.max_tokens, config.answer.max_tokens
     built = learner(config, arch, mesh, phase), row_sizes.packing(config, mesh, phase)
     if phase == "sft":
-        return Parts(*built, StepShape(config.sft.examples, 1, *tokens, 1), None)
-    return Parts(*built, StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs), engines.planned(config, arch, mesh))
+        whole = (1, sum(tokens) - 1)  # documents, behind their first id
+        return Parts(*built, StepShape(config.sft.examples, 1, *(whole if config.sft.prompt_weight else tokens)), None)
+    shape = StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs, is_weighted=bool(r.importance_cap),
+                      has_reference=bool(r.kl_coefficient))
+    return Parts(*built, shape, engines.planned(config, arch, mesh))
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],

@@ -11,7 +11,7 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import ml_collections
@@ -153,20 +153,20 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
     if config.mesh.slice == 1 and topology.slices > 1:
         config = config_lib.update(config.copy_and_resolve_references(), {"mesh.slice": topology.slices})
 
-    def make(changes: dict[str, Any]) -> planning.Plan:
+    def make(changes: dict[str, Any], sides: Sequence[str] = tuple(planning.SIDES)) -> planning.Plan:
         changed = config_lib.update(config.copy_and_resolve_references(), changes)
-        return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, _tell)
+        return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, _tell, sides)
 
     found = make({})
     print(plan_table.table(found))
     record = plan_table.as_json(found)
     if not found.fits:
-        better = plan_search.nearest(config, known.K, topology.chips, make, _tell)
+        better = plan_search.nearest(config, known.K, topology.chips, found.short, make, _tell)
         changes = None if better is None else better[0]
         record["nearest"] = better and {"changes": changes, "plan": plan_table.as_json(better[1])}
-        arguments = " ".join(f"--config.{key}={value}" for key, value in (changes or {}).items())
+        arguments = " ".join(shlex.quote(f"--config.{key}={value}") for key, value in (changes or {}).items())
         print(f"\nthe nearest settings that fit: {arguments}\n\n{plan_table.table(better[1])}" if better else
-              "\nno change of learner.rows, learner.remat and mesh.tensor that was tried makes it fit; take more chips")
+              f"\nno change that was tried makes {' and '.join(found.short)} fit; take more chips")
     if path:
         write_atomically(pathlib.Path(path), json.dumps(record, indent=1) + "\n")
 

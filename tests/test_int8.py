@@ -35,8 +35,11 @@ def test_products_of_whole_numbers_are_exact(blocks, axes):
         x, w = x.reshape(2, 5, 24), w.reshape(24, 3, 7)
     values, scale = int8.quantise_matrix(jnp.array(w, jnp.float32), axes, blocks)
     assert values.dtype == jnp.int8 and scale.shape == (blocks, 3, 7)
-    found = int8.product(jnp.array(x, jnp.float32), values, scale, axes)
+    found = int8.product(jnp.array(x, jnp.float32), values, scale, axes, jnp.float32)
     np.testing.assert_allclose(found, np.tensordot(x, w, axes), rtol=1e-6)
+    factor = rng.normal(size=(2, 5))
+    found = int8.product(jnp.array(x, jnp.float32), values, scale, axes, jnp.float32, jnp.array(factor, jnp.float32))
+    np.testing.assert_allclose(found, np.tensordot(x, w, axes) * factor[..., None, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
@@ -44,7 +47,7 @@ def test_products_are_off_by_half_a_step_of_each_factor(blocks):
     """x w - x' w' = (x - x') w + x' (w - w'), and no value is off by more than half its scale, a 254th of the largest."""
     rng = np.random.default_rng(1)
     x, w = rng.normal(size=(8, 32)), rng.normal(size=(32, 16)) * np.geomspace(1e-3, 1e3, 16)
-    found = int8.product(jnp.array(x, jnp.float32), *int8.quantise_matrix(jnp.array(w, jnp.float32), 1, blocks), 1)
+    found = int8.product(jnp.array(x, jnp.float32), *int8.quantise_matrix(jnp.array(w, jnp.float32), 1, blocks), 1, jnp.float32)
     parts, columns = x.reshape(8, blocks, -1), w.reshape(blocks, -1, 16)
     largest_x, largest_w = np.abs(parts).max(-1), np.abs(columns).max(1)
     bound = (np.einsum("tb,bio->to", largest_x / 254, np.abs(columns))

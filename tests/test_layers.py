@@ -141,8 +141,10 @@ MAY_IMPORT = {
     "policy.team_engine": "policy.*",
     # learn/: what learns
     "learn.export": "models.shipped learn.checkpoint learn.learner policy.arch policy.hf policy.hf_weights policy.llama",
-    "learn.plan": "learn.batch learn.flop_count learn.hlo_count learn.learner policy.*",
-    "learn.plan_table": "learn.plan policy.chips",
+    "learn.plan_programs": "learn.batch learn.flop_count learn.learner policy.*",
+    "learn.plan": "learn.flop_count learn.hlo_count learn.plan_programs policy.chips",
+    "learn.calibration": "learn.batch learn.learner learn.loss learn.plan_programs policy.*",
+    "learn.plan_table": "learn.calibration learn.plan policy.chips",
     "learn.plan_search": "learn.plan",
     "learn.flop_count": "",
     "learn.hlo_count": "",

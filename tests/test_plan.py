@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from swerl_jax import assemble, config as config_lib
-from swerl_jax.learn import flop_count, plan, plan_search, plan_table
+from swerl_jax.learn import flop_count, plan, plan_programs, plan_search, plan_table
 from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
-from swerl_jax.learn.plan import Plan, Report, StepShape
+from swerl_jax.learn.plan import Plan, Report
+from swerl_jax.learn.plan_programs import StepShape
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.chips import GIB, parse_topology
 from swerl_jax.policy.mesh import make_mesh
@@ -50,6 +51,25 @@ def test_a_learners_products_are_those_of_a_count_by_hand():
     assert flop_count.count(learner.trace(batch)["update"].jaxpr).total < linear / 100
 
 
+@pytest.mark.parametrize("answers_a_row, tokens, blocks, block", [
+    (4, 256 + 4 * 128, 1 + 2 * 2, 256),  # a block of the prompt; each of two of answers sees it and itself
+    (1, 4 * (256 + 128), 4 * (3 + 3), 128),  # in each of four rows two blocks of the prompt and one of an answer, causal
+])
+def test_operations_of_answers_that_share_a_prompt_and_that_do_not(answers_a_row, tokens, blocks, block):
+    """Two layers whose forward pass is made again: 4 products a matrix; 2 · 2 of attention forward, 3 for queries, 4 for keys.
+
+    What the last matrix of a layer gives is not made again: nothing needs it.
+    """
+    config = small(rl__prompts=1, learner__attention="splash", rl__row_tokens=(answers_a_row * 128,))
+    parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:1]))
+    products = 4 * (256 * 2 * (2 + 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512) - 512 * 256
+    row_sums = 4 * 64  # of do · o
+    head = 4 * 2 * 512 * 256 * 512 + 2 * 512 * 512  # 512 tokens of answers either way
+    found = plan_programs.gradient_flops(parts)
+    assert found.products == 2 * 2 * (products + row_sums) * tokens + head
+    assert found.total - found.products == pytest.approx(2 * 4 * (2 * 2 + 3 + 4) * 2 * 64 * blocks * block**2)
+
+
 def test_useful_operations():
     """2 prompts of 100 with 3 answers of 10; a branch's token sees the prompt and half of its answer on average."""
     arch = Arch(V=48, D=16, L=2, N=4, K=2, H=8, F=24)
@@ -63,9 +83,9 @@ def test_useful_operations():
 def test_full_batches_of_a_step():
     """8 prompts of 4 answers of 100 tokens (padded 128), two updates: a row a group, 2 rows at a time."""
     settings = PackSettings((256,), (128, 256, 512), 128, 100, rows=2)
-    (batch, times), = plan.full_batches(StepShape(8, 4, 256, 100, minibatches=2), settings)
+    (batch, times), = plan_programs.full_batches(StepShape(8, 4, 256, 100, minibatches=2), settings)
     assert (batch.ids.shape, batch.shape.S, times) == ((2, 256 + 512), 256, 4)
-    (_, times), = plan.full_batches(StepShape(8, 4, 256, 100, minibatches=2, epochs=3), settings)
+    (_, times), = plan_programs.full_batches(StepShape(8, 4, 256, 100, minibatches=2, epochs=3), settings)
     assert times == 12
 
 
@@ -132,19 +152,41 @@ def test_a_plan_that_does_not_fit_says_by_how_much():
     assert json.loads(json.dumps(plan_table.as_json(found)))["mfu"] is None
 
 
-def test_the_nearest_settings_change_least():
-    config = small(learner__rows=4, learner__remat="dots")
-    first = list(plan_search.candidates(config, key_heads=2, chips=4))
-    assert first[:3] == [{"mesh.tensor": 2}, {"learner.remat": "layer"}, {"learner.rows": 2}]
-    assert {"learner.rows": 1, "learner.remat": "layer", "mesh.tensor": 2} == first[-1] and len(first) == 3 * 2 * 2 - 1
+def test_changes_that_need_less_memory():
+    config = small(learner__rows=4, learner__remat="attention")
+    found = list(plan_search.candidates(config, key_heads=2, chips=4, side="learning"))
+    assert found[:5] == [{"optimizer.moments_dtype": "bfloat16"}, {"rl.row_tokens": (256,)}, {"mesh.tensor": 2},
+                         {"learner.remat": "layer"}, {"learner.rows": 2}]
+    assert found[-1] == {"learner.rows": 1, "learner.remat": "offload", "mesh.tensor": 2, "rl.row_tokens": (128,),
+                         "optimizer.moments_dtype": "bfloat16"}
+    assert len(found) == 3 * 3 * 2 * 3 * 2 - 1
+    found = list(plan_search.candidates(config, key_heads=2, chips=2, side="sampling"))
+    assert found[:3] == [{"engine.groups": 2}, {"engine.devices": 2}, {"engine.weights": "int8"}]
+    assert len(found) == 3 * 2 * 2 - 1
 
-    def make(changes):
+
+def test_the_nearest_settings_of_each_side():
+    """Fewer rows make learning fit, as a change of tensor shards would that cannot be; sampling needs int8."""
+    config, planned = small(learner__rows=4), []
+
+    def make(changes, sides):
+        planned.append((changes, tuple(sides)))
         if "mesh.tensor" in changes:
             raise ValueError("cannot be cut")
-        return a_plan(reports=[Report("gradient", "learn", 1, (10 if changes == {"learner.rows": 2} else 100) * GIB)])
+        learning = 10 if changes.get("learner.rows") == 2 else 100
+        drawing = 1 if changes.get("engine.weights") == "int8" else 100
+        reports = {"learning": Report("gradient", "learn", 1, learning * GIB),
+                   "sampling": Report("decode", "decode", 1, drawing * GIB)}
+        return a_plan(reports=[reports[side] for side in sides])
 
-    assert plan_search.nearest(config, 2, 4, make)[0] == {"learner.rows": 2}
-    assert plan_search.nearest(config, 2, 4, lambda changes: a_plan(reports=[Report("g", "learn", 1, 100 * GIB)])) is None
+    whole = make({}, ("learning", "sampling"))
+    assert whole.short == ["learning", "sampling"] and make({"learner.rows": 2}, ("learning", "sampling")).short == ["sampling"]
+    planned.clear()
+    changes, found = plan_search.nearest(config, 2, 4, whole.short, make)
+    assert changes == {"learner.rows": 2, "engine.weights": "int8"} and found.fits
+    assert {sides for _, sides in planned[:-1]} == {("learning",), ("sampling",)}
+    assert planned[-1] == (changes, ("learning", "sampling"))
+    assert plan_search.nearest(config, 2, 4, ["learning"], lambda *_: whole) is None
 
 
 def test_what_two_layers_hold_and_run():
@@ -153,13 +195,13 @@ def test_what_two_layers_hold_and_run():
     parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:4]))
     n, norms = TWO_LAYERS.parameters, 5 * 256  # norms are cut over the data axis alone
     parameters = 4 * ((n - norms) // 4 + norms // 2)
-    assert plan.resident(parts) == {
+    assert plan_programs.resident(parts) == {
         "parameters": parameters, "optimiser": 2 * parameters + 3 * 4}  # two moments, three counters
-    assert plan.sampling(parts) == {
+    assert plan_programs.sampling(parts) == {
         "engine weights": 2 * ((n - norms) // 2 + norms),
         # 2 of 4 groups, 1 of 2 key heads, 2 layers, key and value, 2 bytes; 256 + 4 · (128 + 128) columns of 64.
         "K/V cache": 2 * 1 * 2 * 2 * 2 * (256 + 4 * 256) * 64}
-    found = {program.name: program for program in plan.programs(parts)}
+    found = {program.name: program for program in [*plan_programs.learning(parts), *plan_programs.drawing(parts)]}
     assert {name: (program.phase, program.runs) for name, program in found.items()} == {
         "gradient 2 × 768": ("learn", 2), "update": ("learn", 1), "reshard": ("reshard", 1), "prefill 2 × 256": ("prefill", 2),
         "decode 128 tokens at 0": ("decode", 1)}
@@ -175,7 +217,7 @@ def test_chunks_of_decoding_are_as_long_as_the_branches_have_become():
     """Chunks of 32 tokens begin at 0, 32, 64 and 96 columns and read 0, 32, 64 and 128: two lengths stand for all four."""
     config = small(engine__ticks=32, engine__unroll_layers="false")
     parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:4]))
-    runs = {program.name: program.runs for program in plan.programs(parts) if program.phase == "decode"}
+    runs = {program.name: program.runs for program in plan_programs.drawing(parts) if program.phase == "decode"}
     # A cost of a + b · columns: at 32 and 128 columns, so that the sum over chunks is 4a + 224b.
     few, many = runs["decode 32 tokens at 32"], runs["decode 32 tokens at 128"]
     assert (few + many, few * 32 + many * 128) == (pytest.approx(4), pytest.approx(224))

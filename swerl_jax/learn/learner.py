@@ -236,12 +236,19 @@ class Learner:
         Args:
           batch: of arrays or anything else with shape and dtype.
         """
-        rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
         everywhere = mesh_lib.sharding(self.mesh, "", mesh_lib.LEARNER_RULES)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+        batch = self._shapes(batch)
         sums = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) for name in ZERO_SUMS}
         gradient = self._add.trace(self.abstract.params, gradient=self.summed, sums=sums, batch=batch, ref_logp=batch.logp)
         return {"gradient": gradient, "update": self._apply.trace(state=self.abstract, gradient=self.summed)}
+
+    def trace_logp(self, batch: Batch) -> Any:
+        """What `logp` runs on a microbatch, as `trace`."""
+        return self._logp.trace(self.abstract.params, self._shapes(batch))
+
+    def _shapes(self, batch: Batch) -> Batch:
+        rows = mesh_lib.sharding(self.mesh, "B T", mesh_lib.LEARNER_RULES)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
 
     def _make_state(self, key: jax.Array) -> State:
         return self._fresh(Llama(self.arch, key, self.param_dtype, self.lora))

@@ -8,7 +8,6 @@ the rate of their matrix units, and collectives at the rate of the links that th
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import importlib.util
 import math
@@ -16,7 +15,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,74 +22,14 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from swerl_jax.learn import flop_count, hlo_count
-from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack
-from swerl_jax.learn.learner import Learner
-from swerl_jax.policy import splash
-from swerl_jax.policy.arch import Arch
-from swerl_jax.policy.attention import RowShape
-from swerl_jax.policy.chips import Topology
-from swerl_jax.policy.engine_steps import EngineSteps
+from swerl_jax.learn import flop_count, hlo_count, plan_programs
+from swerl_jax.learn.plan_programs import Parts, Program
+from swerl_jax.policy.chips import GIB, Topology
 
 MARGIN = 0.10  # of the memory that should stay free
+# Memory is short on one side or the other: what the engine holds is freed before learning, the gradient after it.
+SIDES = {"learning": plan_programs.learning, "sampling": plan_programs.drawing}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class StepShape:
-    """How much one RL step draws and learns, every prompt and answer as long as allowed.
-
-    Attributes:
-      prompts, samples: P and R. prompt_tokens, answer_tokens: of a prompt and of an answer. minibatches, epochs: optimiser
-        steps an epoch, and passes over what was drawn.
-    """
-
-    prompts: int
-    samples: int
-    prompt_tokens: int
-    answer_tokens: int
-    minibatches: int = 1
-    epochs: int = 1
-
-    @property
-    def updates(self) -> int:
-        """Optimiser steps."""
-        return self.minibatches * self.epochs
-
-    def useful_flops(self, arch: Arch) -> float:
-        """Of learning: three forward passes over every token that is needed, once; no padding, nothing computed again."""
-        prefix, branch = self.prompts * self.prompt_tokens, self.prompts * self.samples * self.answer_tokens
-        keys = (prefix * self.prompt_tokens / 2 + branch * (self.prompt_tokens + self.answer_tokens / 2)) / (prefix + branch)
-        return 3 * self.epochs * arch.forward_flops(prefix + branch, keys, head_tokens=branch)
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a plan is made of; see assemble.plan_parts. `steps` is None where nothing is sampled."""
-
-    learner: Learner
-    packing: PackSettings
-    shape: StepShape
-    steps: EngineSteps | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One compiled function.
-
-    Attributes:
-      name, phase: phase is learn, prefill, decode or reshard. runs: how often it runs in an RL step.
-      traced: jax.stages.Traced.
-      minimum_bytes: that a chip must read or write in one run, whatever the code.
-      live: kernel's name → share of its grid's blocks in which it computes.
-    """
-
-    name: str
-    phase: str
-    runs: float
-    traced: Any
-    minimum_bytes: float
-    live: flop_count.Live = lambda name: 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +86,18 @@ class Plan:
     @property
     def peaks(self) -> dict[str, float]:
         """HBM of one chip while each program runs, in bytes."""
-        held, sampling = sum(self.resident.values()), sum(self.sampling.values())
-        return {r.name: held + r.extra_bytes + (self.gradient_bytes if r.phase == "learn" else sampling) for r in self.reports}
+        return {r.name: self.held(side(r.phase)) + r.extra_bytes for r in self.reports}
+
+    def held(self, name: str) -> float:
+        """HBM of one chip, in bytes, that one of SIDES needs beside what its programs do."""
+        return sum(self.resident.values()) + (self.gradient_bytes if name == "learning" else sum(self.sampling.values()))
+
+    @property
+    def short(self) -> list[str]:
+        """The SIDES on which it does not fit."""
+        hbm, peaks = self.topology.chip.hbm_bytes, self.peaks
+        found = {side(r.phase) for r in self.reports if r.fault or peaks[r.name] > hbm}
+        return [name for name in SIDES if name in found]
 
     @property
     def spare_bytes(self) -> float:
@@ -159,7 +107,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Every program compiled, and they and what stays fit together."""
-        return self.spare_bytes >= 0 and not any(r.fault for r in self.reports)
+        return not self.short
 
     def seconds(self, phase: str, kind: str = "compiler_s") -> float:
         """Of one RL step's phase; kind: compiler_s or roofline_s."""
@@ -190,112 +138,82 @@ def devices(topology: Topology) -> list[Any]:
         raise ValueError(f"the TPU compiler knows no topology {topology}: {str(error).splitlines()[0]}") from error
 
 
-def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda text: None) -> Plan:
+def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda text: None,
+         sides: Sequence[str] = tuple(SIDES)) -> Plan:
     """Compiles every program and adds up.
 
     Args:
-      say: is told what is being compiled.
+      say: is told what is being compiled. sides: which of SIDES are planned.
     """
-    learner, mesh, reports = parts.learner, parts.learner.mesh, []
-    for program in programs(parts):
-        say(f"compiling {program.name}")
-        reports.append(report(program, topology, mesh))
+    learner, mesh = parts.learner, parts.learner.mesh
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return Plan(topology, sizes, resident(parts), sampling(parts), _held(learner.summed), reports,
-                parts.shape.useful_flops(learner.arch))
+    plan = Plan(topology, sizes, plan_programs.resident(parts), plan_programs.sampling(parts),
+                plan_programs.held(learner.summed), [], parts.shape.useful_flops(learner.arch))
+    reports, done = [], {}
+    for name in sides:
+        over = plan.held(name) - topology.chip.hbm_bytes
+        for program in SIDES[name](parts):
+            if over > 0:
+                fault = f"what is held while it runs is {over / GIB:.2f} GiB more than a chip has"
+                reports.append(Report(program.name, program.phase, program.runs, 0.0, fault=fault))
+                continue
+            if program.traced not in done:
+                say(f"compiling {program.name}")
+                done[program.traced] = compiled(program.traced)
+            reports.append(report(program, done[program.traced], topology, mesh))
+    return dataclasses.replace(plan, reports=reports)
 
 
-def resident(parts: Parts) -> dict[str, float]:
-    """Bytes of one chip's HBM that are held all through a step, by part."""
-    state = parts.learner.abstract
-    return {"parameters": _held(state.params), "optimiser": _held((state.opt, state.step))}
+def side(phase: str) -> str:
+    """The one of SIDES that a phase belongs to."""
+    return "learning" if phase == "learn" else "sampling"
 
 
-def sampling(parts: Parts) -> dict[str, float]:
-    """The same, of what the engine holds."""
-    if parts.steps is None:
-        return {}
-    settings = parts.steps.settings
-    caches = parts.steps.caches(settings.prefix_buckets[-1], settings.branch_buckets[-1])
-    return {"engine weights": _held(parts.steps.weights(parts.learner.base)), "K/V cache": _held(caches)}
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a program.
 
-
-def programs(parts: Parts) -> list[Program]:
-    """Everything that an RL step runs, with how often."""
-    found = []
-    shape, learner = parts.shape, parts.learner
-    state, update = _held(learner.abstract), None
-    for batch, times in full_batches(shape, parts.packing):
-        traced = learner.trace(batch)
-        rows, tokens = batch.ids.shape
-        name, read = f"gradient {rows} × {tokens:,}", _held(learner.abstract.params)
-        live = partial(splash.live_share, splash.plan(batch.branch_start, batch.is_valid, batch.shape))
-        found.append(Program(name, "learn", times, traced["gradient"], read, live))
-        update = update or Program("update", "learn", shape.updates, traced["update"], 2 * state)
-    found.append(update)
-    return found + (_engine_programs(parts) if parts.steps is not None else [])
-
-
-def _engine_programs(parts: Parts) -> list[Program]:
-    """The reshard, the prefill of one prompt after the other, and chunks of decoding at two lengths of the branches.
-
-    What a chunk costs grows linearly with the columns that it reads, so two lengths stand for all chunks of an answer.
+    Attributes:
+      temporary_bytes, output_bytes: HBM of one chip beside the arguments: temporaries and code; results that are not written
+        over arguments. work: None where the compiler refused, for `fault`. seconds: that compiling took.
     """
-    steps, shape, model = parts.steps, parts.shape, parts.learner.base
-    settings, data = steps.settings, steps.data_shards
-    S, C = settings.prefix_buckets[-1], settings.branch_buckets[-1]
-    dealt = shape.prompts * -(-shape.samples // settings.samples)  # shares of groups, each with its prefix
-    waves = -(-dealt // settings.groups)
-    chunks = [steps.live_columns(start, C) for start in range(0, shape.answer_tokens, settings.ticks)]
-    few, many = min(chunks[1:] or chunks), max(chunks)
-    share = [(columns - few) / (many - few) if many > few else 1.0 for columns in chunks]
-    weights = _held(steps.weights(model))
-    at_many = steps.trace(model, S, C, many)
-    causal = splash.plan(np.zeros((1, 0), np.int32), np.ones((1, S), bool), RowShape(S, splash.LANES, 0))
-    found = [Program("reshard", "reshard", 1, at_many["reshard"], weights + _held(model)),
-             Program(f"prefill {data} × {S:,}", "prefill", -(-dealt // data), at_many["prefill"], weights,
-                     partial(splash.live_share, causal))]
-    for columns, runs in ((few, len(chunks) - sum(share)), (many, sum(share))):
-        if runs:
-            traced = at_many["decode"] if columns == many else steps.trace(model, S, C, columns)["decode"]
-            read = weights + _held(steps.caches(S, columns - settings.spare_columns))
-            found.append(Program(f"decode {settings.ticks} tokens at {columns:,}", "decode", waves * runs, traced,
-                                 settings.ticks * read))
-    return found
+
+    temporary_bytes: float
+    output_bytes: float
+    work: hlo_count.Work | None
+    fault: str
+    seconds: float
 
 
-def full_batches(shape: StepShape, packing: PackSettings) -> list[tuple[Batch, int]]:
-    """(microbatch, how many such an RL step has), of groups that are as long as allowed."""
-    n = shape.answer_tokens
-    branch = Branch(np.zeros(n, np.int32), np.ones(n, bool), np.zeros(n, np.float32), 1.0, 1.0)
-    group = Prefixed(np.zeros(shape.prompt_tokens, np.int32), [branch] * shape.samples)
-    batches = pack([group] * (shape.prompts // shape.minibatches), packing)
-    counts = collections.Counter((batch.ids.shape, batch.shape) for batch in batches)
-    first = {(batch.ids.shape, batch.shape): batch for batch in reversed(batches)}
-    return [(first[key], times * shape.updates) for key, times in counts.items()]
-
-
-def report(program: Program, topology: Topology, mesh: Mesh) -> Report:
-    """Compiles a program and estimates it; one that does not fit becomes a report with a fault."""
+def compiled(traced: Any) -> Compiled:
+    """Compiles; what does not fit is a fault, anything else that fails a ValueError."""
     started = time.perf_counter()
     try:
-        compiled = program.traced.lower().compile()
+        program = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        return Report(program.name, program.phase, program.runs, needed_bytes(str(error)), fault=str(error).splitlines()[0])
-    chip = topology.chip
-    memory, work = compiled.memory_analysis(), hlo_count.count(compiled.as_text())
-    flops = _run(flop_count.count(program.traced.jaxpr, program.live) * (1 / topology.chips), work.kernels)
+        text = str(error)
+        return Compiled(needed_bytes(text), 0.0, None, text.splitlines()[0], time.perf_counter() - started)
+    memory, work = program.memory_analysis(), hlo_count.count(program.as_text())
+    return Compiled(memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+                    memory.output_size_in_bytes - memory.alias_size_in_bytes, work, "", time.perf_counter() - started)
+
+
+def report(program: Program, made: Compiled, topology: Topology, mesh: Mesh) -> Report:
+    """Estimates a compiled program; one that the compiler refused becomes a report with a fault."""
+    chip, work = topology.chip, made.work
+    # What a reshard puts out is counted with what stays.
+    extra = made.temporary_bytes + (made.output_bytes if program.phase != "reshard" else 0.0)
+    if work is None:
+        return Report(program.name, program.phase, program.runs, extra, fault=made.fault, compile_s=made.seconds)
+    flops = _run(program.flops * (1 / topology.chips), work.kernels)
     kernels = flops.kernels.values()
     kernels_s = sum(max(one.flops / chip.peak_flops, one.bytes / chip.hbm_bandwidth) for one in kernels)
     links = sum(sent / bandwidth(transfer.group, topology, mesh) for transfer, sent in work.sent.items())
     roofs = {"compute": flops.total / chip.peak_flops, "memory": program.minimum_bytes / chip.hbm_bandwidth, "links": links}
     roof = max(roofs, key=roofs.get)
-    extra = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    if program.phase != "reshard":  # whose output is counted with what stays
-        extra += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Report(program.name, program.phase, program.runs, extra, "", flops.total,
                   work.memory_bytes + sum(one.bytes for one in kernels), work.sent_bytes, roofs[roof], roof,
-                  work.cycles / chip.clock_hz, kernels_s, links, time.perf_counter() - started)
+                  work.cycles / chip.clock_hz, kernels_s, links, made.seconds)
 
 
 def _run(flops: flop_count.Flops, calls: Mapping[str, float]) -> flop_count.Flops:
@@ -330,7 +248,3 @@ def bandwidth(group: Sequence[int], topology: Topology, mesh: Mesh) -> float:
     is_whole = {axis: len(set(places[:, axis].tolist())) == topology.shape[axis] for axis in axes}
     return sum(topology.axis_bandwidth(axis) if is_whole[axis] else topology.chip.link_bandwidth for axis in axes)
 
-
-def _held(tree: Any) -> float:
-    """Bytes of one chip's part of a tree of sharded shapes."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,55 +1,80 @@
-"""The nearest settings that fit: fewer rows at a time, less kept for the backward pass, more tensor shards."""
+"""The nearest settings that fit: less at a time, less kept for the backward pass, more chips to hold one copy of what is held.
+
+Learning and sampling are searched apart, and only the side that is short of memory is compiled, until both fit.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
 
-from swerl_jax.learn.plan import Plan
+from swerl_jax.learn.plan import SIDES, Plan
 
-TRIES = 8  # at most; one that does not fit is refused by the compiler within seconds
+TRIES = 8  # of each side, at most; one that cannot hold what stays is not compiled
+
+# (changes of settings, the sides to plan) → their plan; may raise ValueError for a bad combination
+Make = Callable[[dict[str, Any], Sequence[str]], Plan]
 
 
-def nearest(config: ml_collections.ConfigDict, key_heads: int, chips: int, make: Callable[[dict[str, Any]], Plan],
+def nearest(config: ml_collections.ConfigDict, key_heads: int, chips: int, short: Sequence[str], make: Make,
             say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Any], Plan] | None:
-    """(the changed settings, their plan) of the first candidate that fits, or None.
+    """(the changed settings, their plan) with the first candidate that fits on each side that is short, or None.
 
     Args:
-      key_heads: of the model; tensor shards divide them. make: changes → plan; may raise ValueError for a bad combination.
+      key_heads: of the model; tensor shards divide them. short: see Plan.short.
     """
-    for changes in itertools.islice(candidates(config, key_heads, chips), TRIES):
-        say("trying " + ", ".join(f"{name}={value}" for name, value in changes.items()))
-        try:
-            plan = make(changes)
-        except ValueError as error:
-            say(f"  cannot be: {str(error).splitlines()[0]}")
-            continue
-        if plan.fits:
-            return changes, plan
-    return None
+    changes: dict[str, Any] = {}
+    for side in short:
+        for candidate in itertools.islice(candidates(config, key_heads, chips, side), TRIES):
+            plan = _tried({**changes, **candidate}, [side], make, say)
+            if plan is not None and plan.fits:
+                changes |= candidate
+                break
+        else:
+            return None
+    whole = _tried(changes, tuple(SIDES), make, say)
+    return (changes, whole) if whole is not None and whole.fits else None
 
 
-def candidates(config: ml_collections.ConfigDict, key_heads: int, chips: int) -> Iterator[dict[str, Any]]:
-    """Changes of settings, those that change least first: how many settings, then by how many steps."""
-    rows = [n for n in (config.learner.rows, *_halves(config.learner.rows))]
-    remat = list(dict.fromkeys((config.learner.remat, "layer")))
-    slices = config.mesh.slice
-    tensor = [t for t in (config.mesh.tensor * 2**i for i in range(8)) if key_heads % t == 0 and (chips // slices) % t == 0]
-    choices = [(r, m, t) for r in range(len(rows)) for m in range(len(remat)) for t in range(len(tensor))]
-    for r, m, t in sorted(choices, key=lambda c: (sum(map(bool, c)), sum(c), c))[1:]:
-        new = {"learner.rows": rows[r], "learner.remat": remat[m], "mesh.tensor": tensor[t]}
-        if t and config.mesh.fsdp > 0:
-            new["mesh.fsdp"] = -1
-        yield {name: value for name, value in new.items() if value != _value(config, name)}
+def _tried(changes: dict[str, Any], sides: Sequence[str], make: Make, say: Callable[[str], None]) -> Plan | None:
+    say(f"trying {', '.join(sides)} with " + ", ".join(f"{name}={value}" for name, value in changes.items()))
+    try:
+        return make(changes, sides)
+    except ValueError as error:
+        say(f"  cannot be: {str(error).splitlines()[0]}")
+        return None
 
 
-def _halves(number: int) -> list[int]:
-    return [number >> i for i in range(1, number.bit_length())]
+def candidates(config: ml_collections.ConfigDict, key_heads: int, chips: int, side: str) -> Iterator[dict[str, Any]]:
+    """Changes of settings, those that change least first: by how many steps, then how many settings."""
+    ways = _learning(config, key_heads, chips) if side == "learning" else _sampling(config, chips)
+    names = list(ways)
+    choices = itertools.product(*(range(len(values) + 1) for values in ways.values()))
+    for steps in sorted(choices, key=lambda c: (sum(c), sum(map(bool, c)), c))[1:]:
+        new = {name: ways[name][step - 1] for name, step in zip(names, steps, strict=True) if step}
+        yield new | ({"mesh.fsdp": -1} if "mesh.tensor" in new and config.mesh.fsdp > 0 else {})
 
 
-def _value(config: ml_collections.ConfigDict, name: str) -> Any:
-    section, key = name.split(".")
-    return config[section][key]
+def _learning(config: ml_collections.ConfigDict, key_heads: int, chips: int) -> dict[str, list[Any]]:
+    """Setting → values that need less memory, the nearest first."""
+    kept = ("none", "dots", "attention", "layer", "offload")  # most first
+    tensor = [config.mesh.tensor * 2**i for i in range(1, 8)]
+    moments = "bfloat16" if "bfloat16" not in (config.optimizer.moments_dtype, config.model.param_dtype) else None
+    answer = config.answer.max_tokens
+    row = config.rl.samples * answer if config.phases[-1] == "rl" else 0
+    shorter = [(row // part,) for part in (2, 4) if row // part >= answer and row // part < min((*config.rl.row_tokens, row))]
+    return {"learner.rows": [config.learner.rows >> i for i in range(1, config.learner.rows.bit_length())],
+            "learner.remat": list(kept[kept.index(config.learner.remat) + 1:]),
+            "mesh.tensor": [t for t in tensor if key_heads % t == 0 and chips // config.mesh.slice % t == 0],
+            "rl.row_tokens": shorter, "optimizer.moments_dtype": [moments] if moments else []}
+
+
+def _sampling(config: ml_collections.ConfigDict, chips: int) -> dict[str, list[Any]]:
+    """As `_learning`."""
+    now = config.engine.devices or config.mesh.tensor
+    return {"engine.weights": ["int8"] if config.engine.weights == "model" else [],
+            "engine.devices": [now * 2**i for i in range(1, 6) if now * 2**i <= chips],
+            "engine.groups": [config.engine.groups >> i for i in range(1, config.engine.groups.bit_length())]}

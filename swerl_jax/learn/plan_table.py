@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from swerl_jax.learn import calibration
 from swerl_jax.learn.plan import MARGIN, Plan
 from swerl_jax.policy.chips import GIB
 
@@ -65,6 +66,7 @@ def _seconds(plan: Plan) -> str:
     shares = ", ".join(f"{phase} {plan.seconds(phase):.3g}" for phase in phases)
     lines.append(f"by the compiler's cycles: {shares} s; learner's MFU {plan.mfu:.1%} of useful operations (no padding, "
                  "nothing twice)")
+    lines.append(calibration.line())
     return "\n".join(lines)
 
 
@@ -82,9 +84,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "topology": str(plan.topology), "chips": plan.topology.chips, "mesh": dict(plan.mesh),
         "chip": {key: value for key, value in dataclasses.asdict(plan.topology.chip).items() if key != "shapes"},
         "fits": plan.fits, "hbm_bytes": plan.topology.chip.hbm_bytes, "spare_bytes": plan.spare_bytes,
-        "resident_bytes": dict(plan.resident), "sampling_bytes": dict(plan.sampling), "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
+        "resident_bytes": dict(plan.resident), "sampling_bytes": dict(plan.sampling),
+        "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
         "programs": [{**dataclasses.asdict(r), "compiler_s": r.compiler_s} for r in plan.reports],
         "phases": phases,
         "step_s": {kind: sum(times[kind] for times in phases.values()) for kind in ("roofline_s", "compiler_s") if phases} or None,
+        "calibration": calibration.as_json(),
         "useful_flops": plan.useful_flops, "mfu": None if not is_timed or math.isnan(plan.mfu) else plan.mfu,
     }

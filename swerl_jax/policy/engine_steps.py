@@ -79,6 +79,7 @@ class EngineSteps:
 
     Attributes:
       arch: as the devices hold it; see engine_weights.with_key_heads.
+      has_kernel: decoding attends with the TPU's kernel.
       prefill, extend, decode: see sampler; the caches are donated and come back as they went in, so that each function
         is compiled once a shape.
     """
@@ -91,7 +92,7 @@ class EngineSteps:
         if settings.is_unrolled:
             caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
         self._is_tpu = is_tpu = mesh.devices.flat[0].platform == "tpu"
-        has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
+        self.has_kernel = has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
         kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
         place = mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES)
         prefill = partial(sampler.prefill, attention=self._causal if has_kernel else None, place=place, **common)

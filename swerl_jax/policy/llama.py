@@ -162,9 +162,12 @@ class Llama(nnx.Module):
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """x / rms(x) · scale over the last axis, in float32, returned in x's dtype."""
-    wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    return (wide * inverse).astype(x.dtype) * scale.astype(x.dtype)
+    return (x.astype(jnp.float32) * _inverse_rms(x, epsilon)[..., None]).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def _inverse_rms(x: jax.Array, epsilon: float) -> jax.Array:
+    """float32 [..] of x [.. D]."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) + epsilon)
 
 
 def inverse_frequencies(H: int, theta: float, scaling: Llama3Scaling | YarnScaling | None) -> jax.Array:
@@ -237,11 +240,24 @@ def _linear(x: jax.Array, layer: Layers, name: str, place: Place) -> jax.Array:
     if scale is None:
         y = product(x, place(w.astype(x.dtype), letters), axes)
     else:
-        y = int8.product(x, place(w, letters), scale[...], axes)
+        y = int8.product(x, place(w, letters), scale[...], axes, x.dtype)
     a, b = getattr(layer, f"{name}_a"), getattr(layer, f"{name}_b")
     if a is None:
         return y
     return y + layer.lora_scale * product(product(x, a[...].astype(x.dtype), axes), b[...].astype(x.dtype))
+
+
+def _normed_linear(x: jax.Array, norm: jax.Array, layer: Layers, name: str, arch: Arch, place: Place) -> jax.Array:
+    """One of MATRICES applied to what `rms_norm` makes of x, the residual stream."""
+    w, scale = getattr(layer, name)[...], getattr(layer, f"{name}_scale")
+    if scale is None or getattr(layer, f"{name}_a") is not None:
+        return _linear(place(rms_norm(x, norm, arch.norm_epsilon), "B t D", "B T D"), layer, name, place)
+    # What is rounded to eight bits is divided by its largest number, so a row's root mean square may follow afterwards: nothing
+    # has to wait for it, and both reductions are one.
+    x = place(x, "B t D", "B T D")
+    w = place(w, LAYER_AXES[name].removeprefix("L "))
+    wide = x.astype(jnp.float32) * norm.astype(jnp.float32)
+    return int8.product(wide, w, scale[...], MATRICES[name], x.dtype, _inverse_rms(x, arch.norm_epsilon))
 
 
 def merged(layers: Layers, name: str, i: int) -> jax.Array:
@@ -255,8 +271,8 @@ def merged(layers: Layers, name: str, i: int) -> jax.Array:
 
 def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Arch, attend: Attend, cache: Any, place: Place):
     x = checkpoint_name(x, RESIDUAL_NAME)
-    h = place(rms_norm(x, layer.attention_norm[...], arch.norm_epsilon), "B t D", "B T D")
-    qkv = checkpoint_name(place(_linear(h, layer, "qkv", place), "B t K y H"), QKV_NAME)
+    qkv = _normed_linear(x, layer.attention_norm[...], layer, "qkv", arch, place)
+    qkv = checkpoint_name(place(qkv, "B t K y H"), QKV_NAME)
     if layer.qkv_bias is not None:
         qkv = qkv + layer.qkv_bias[...].astype(x.dtype)
     # Queries and key turn together: y is [G queries | key | value]. The gradient of a split is one concatenation.
@@ -268,8 +284,7 @@ def _layer(layer: Layers, x: jax.Array, cos: jax.Array, sin: jax.Array, arch: Ar
     q, k = jax.lax.split(turned, (arch.G, 1), axis=qkv.ndim - 2)
     o, cache = attend(q, k[..., 0, :], v[..., 0, :], cache)
     x = checkpoint_name(x + place(_linear(o, layer, "out", place), "B T D", "B t D"), MIDDLE_NAME)
-    h = place(rms_norm(x, layer.mlp_norm[...], arch.norm_epsilon), "B t D", "B T D")
-    gate_up = place(_linear(h, layer, "gate_up", place), "B t x F")
+    gate_up = place(_normed_linear(x, layer.mlp_norm[...], layer, "gate_up", arch, place), "B t x F")
     gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)
     hidden = (jax.nn.silu(gate) * up)[..., 0, :]
     return x + place(_linear(place(hidden, "B t F"), layer, "down", place), "B T D", "B t D"), cache

@@ -247,8 +247,9 @@ def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, 
 
 def _kernel_look(caches: Caches, slots: Slots, columns: int, kernel: Callable) -> tuple[tuple[Any, ...], Look]:
     """As `_plain_look`; the loop goes through the layers' numbers and the kernel fetches their parts of the caches."""
+    length = jnp.minimum(slots.length, columns)  # those that do not draw may be longer
+
     def look(q, cached, staged, count):
-        length = jnp.minimum(slots.length, columns)  # those that do not draw may be longer
         return kernel(q, cached[0], caches.prefix, caches.branch, staged, slots.prefix_length, length, count, columns=columns)
 
     return (jnp.arange(caches.branch[0].shape[0], dtype=jnp.int32),), look
