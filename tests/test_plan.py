@@ -256,15 +256,6 @@ def test_operations_are_counted_as_those_that_were_published():
 
 
 @needs_compiler
-@pytest.mark.slow
-def test_the_calibration_is_what_the_method_gives():
-    topology = parse_topology(calibration.TOPOLOGY)
-    found = plan.make(calibration.parts(plan.devices(topology)), topology)
-    for kind, seconds in (("compiler_s", calibration.COMPILER_SECONDS), ("roofline_s", calibration.ROOFLINE_SECONDS)):
-        assert found.seconds("learn", kind) == pytest.approx(seconds, rel=0.02)
-
-
-@needs_compiler
 def test_two_layers_planned_by_the_real_compiler():
     topology = parse_topology("v5e:2x2")
     config = small(mesh__tensor=2)
