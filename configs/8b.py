@@ -9,7 +9,7 @@
 
 MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. The variant
 lora, a change of rank 16 beside the bfloat16 parameters of a directory called model, is meant for one accelerator of 80 GB. Not
-run by us at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
+run by us at this size; what the planner says of the variants for chips is in docs/tpu.md.
 """
 
 from swerl_jax import config as config_lib
