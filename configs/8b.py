@@ -9,7 +9,7 @@
 
 MODEL may be another of Llama 3 or Qwen's: then also --config.model.arch=init, and for Qwen --config.chat=chatml. The variant
 lora, a change of rank 16 beside the bfloat16 parameters of a directory called model, is meant for one accelerator of 80 GB. Not
-run by us at this size, and the variants for chips are not planned yet: see with --plan whether they fit.
+run by us at this size; what the planner says of the variants for chips is in docs/tpu.md.
 """
 
 from swerl_jax import config as config_lib
@@ -20,7 +20,9 @@ CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 8}
 # Evaluation decodes as many answers at a time as training, each with a prompt of its own: that bounds engine.groups on one.
 LORA = {"init": "hf:model", "tokenizer": "hf:model", "lora.rank": 16, "model.param_dtype": "bfloat16", "rl.learning_rate": 2e-5,
         "engine.groups": 4, "rl.row_tokens": (2048, 4096)}
-VARIANTS = {"": {}, "lora": LORA, "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16"}, "v5e_4x4": CHIPS}
+# Of a group's answers four share a row: eight would need 0.1 GiB more than eight chips have.
+VARIANTS = {"": {}, "lora": LORA, "v5e_4x4": CHIPS,
+            "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16", "rl.row_tokens": (8192,)}}
 
 
 def get_config(variant: str = ""):

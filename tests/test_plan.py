@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from swerl_jax import assemble, config as config_lib
-from swerl_jax.learn import flop_count, plan, plan_programs, plan_search, plan_table
+from swerl_jax.learn import calibration, flop_count, plan, plan_programs, plan_search, plan_table
 from swerl_jax.learn.batch import Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
@@ -184,8 +184,9 @@ def test_the_nearest_settings_of_each_side():
     planned.clear()
     changes, found = plan_search.nearest(config, 2, 4, whole.short, make)
     assert changes == {"learner.rows": 2, "engine.weights": "int8"} and found.fits
-    assert {sides for _, sides in planned[:-1]} == {("learning",), ("sampling",)}
-    assert planned[-1] == (changes, ("learning", "sampling"))
+    # One side alone each time; learning once more, with what sampling needs.
+    assert all(len(sides) == 1 for _, sides in planned) and planned[-1] == (changes, ("learning",))
+    assert {report.name for report in found.reports} == {"gradient", "decode"}
     assert plan_search.nearest(config, 2, 4, ["learning"], lambda *_: whole) is None
 
 
@@ -221,6 +222,46 @@ def test_chunks_of_decoding_are_as_long_as_the_branches_have_become():
     # A cost of a + b · columns: at 32 and 128 columns, so that the sum over chunks is 4a + 224b.
     few, many = runs["decode 32 tokens at 32"], runs["decode 32 tokens at 128"]
     assert (few + many, few * 32 + many * 128) == (pytest.approx(4), pytest.approx(224))
+
+
+def test_passes_without_a_gradient():
+    """Importance weights ask the policy once a step, a reference is asked before both of two epochs, and is held."""
+    config = small(rl__importance_cap=2.0, rl__kl_coefficient=0.1, rl__epochs=2)
+    parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:4]))
+    assert {program.name: program.runs for program in plan_programs.learning(parts)} == {
+        "gradient 4 × 768": 2, "forward 4 × 768": 3, "update": 2}
+    assert plan_programs.resident(parts)["reference"] == plan_programs.resident(parts)["parameters"]
+
+
+def test_taught_documents_are_planned_as_they_are_packed():
+    config = small(phases=("sft",), sft__prompt_weight=0.5, sft__examples=3, sft__rows=3)
+    parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:1]))
+    (batch, times), = plan_programs.full_batches(parts.shape, parts.packing)
+    assert (int(batch.is_valid.sum()), times) == (3 * (256 + 128 - 1), 1)
+
+
+def test_what_cannot_be_held_is_not_compiled():
+    topology, config, said = parse_topology("v5e:2x2"), small(), []
+    topology = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, hbm_bytes=10**6))
+    parts = assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, jax.devices()[:4]))
+    found = plan.make(parts, topology, said.append)
+    assert not said and found.short == ["learning", "sampling"] and found.spare_bytes < 0
+    assert "GiB more than a chip has" in plan_table.table(found)
+
+
+def test_operations_are_counted_as_those_that_were_published():
+    """MaxText's log of its run says 462.297 TFLOP/s on each chip, 50.33 % of 918."""
+    assert calibration.flops() / calibration.PUBLISHED_SECONDS == pytest.approx(462.297e12, rel=1e-4)
+    assert calibration.mfu(calibration.PUBLISHED_SECONDS) == pytest.approx(calibration.PUBLISHED_MFU, rel=1e-3)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_calibration_is_what_the_method_gives():
+    topology = parse_topology(calibration.TOPOLOGY)
+    found = plan.make(calibration.parts(plan.devices(topology)), topology)
+    for kind, seconds in (("compiler_s", calibration.COMPILER_SECONDS), ("roofline_s", calibration.ROOFLINE_SECONDS)):
+        assert found.seconds("learn", kind) == pytest.approx(seconds, rel=0.02)
 
 
 @needs_compiler

@@ -129,8 +129,10 @@ def devices(topology: Topology) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("--plan needs the TPU compiler, which is not installed here (no TPU is needed to run it): "
                          'pip install -e ".[tpu]"')
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server which machine this is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may hold the lock; no device is used
+    # The compiler is not to ask what machine this is, nor to complain that it is none; another process may hold its lock.
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+                        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+        os.environ.setdefault(name, value)
     options = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
         return list(topologies.get_topology_desc(topology.name, "tpu", **options).devices)

@@ -5,6 +5,7 @@ Learning and sampling are searched apart, and only the side that is short of mem
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,22 +28,27 @@ def nearest(config: ml_collections.ConfigDict, key_heads: int, chips: int, short
       key_heads: of the model; tensor shards divide them. short: see Plan.short.
     """
     changes: dict[str, Any] = {}
+    found: dict[str, tuple[dict[str, Any], Plan]] = {}
     for side in short:
         for candidate in itertools.islice(candidates(config, key_heads, chips, side), TRIES):
-            plan = _tried({**changes, **candidate}, [side], make, say)
+            tried = changes | candidate
+            plan = _tried(tried, side, make, say)
             if plan is not None and plan.fits:
-                changes |= candidate
+                changes, found[side] = tried, (tried, plan)
                 break
         else:
             return None
-    whole = _tried(changes, tuple(SIDES), make, say)
-    return (changes, whole) if whole is not None and whole.fits else None
+    plans = [found[side][1] if side in found and found[side][0] == changes else _tried(changes, side, make, say)
+             for side in SIDES]
+    if not all(plan is not None and plan.fits for plan in plans):
+        return None
+    return changes, dataclasses.replace(plans[0], reports=[report for plan in plans for report in plan.reports])
 
 
-def _tried(changes: dict[str, Any], sides: Sequence[str], make: Make, say: Callable[[str], None]) -> Plan | None:
-    say(f"trying {', '.join(sides)} with " + ", ".join(f"{name}={value}" for name, value in changes.items()))
+def _tried(changes: dict[str, Any], side: str, make: Make, say: Callable[[str], None]) -> Plan | None:
+    say(f"trying {side} with " + ", ".join(f"{name}={value}" for name, value in changes.items()))
     try:
-        return make(changes, sides)
+        return make(changes, [side])
     except ValueError as error:
         say(f"  cannot be: {str(error).splitlines()[0]}")
         return None

@@ -88,7 +88,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
         "programs": [{**dataclasses.asdict(r), "compiler_s": r.compiler_s} for r in plan.reports],
         "phases": phases,
-        "step_s": {kind: sum(times[kind] for times in phases.values()) for kind in ("roofline_s", "compiler_s") if phases} or None,
+        "step_s": {kind: sum(one[kind] for one in phases.values()) for kind in ("roofline_s", "compiler_s") if phases} or None,
         "calibration": calibration.as_json(),
         "useful_flops": plan.useful_flops, "mfu": None if not is_timed or math.isnan(plan.mfu) else plan.mfu,
     }
