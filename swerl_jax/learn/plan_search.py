@@ -74,7 +74,7 @@ def _learning(config: ml_collections.ConfigDict, key_heads: int, chips: int) -> 
     shorter = [(row // part,) for part in (2, 4) if row // part >= answer and row // part < min((*config.rl.row_tokens, row))]
     return {"learner.rows": [config.learner.rows >> i for i in range(1, config.learner.rows.bit_length())],
             "learner.remat": list(kept[kept.index(config.learner.remat) + 1:]),
-            "mesh.tensor": [t for t in tensor if key_heads % t == 0 and chips // config.mesh.slice % t == 0],
+            "mesh.tensor": [t for t in tensor if key_heads % t == 0 and chips // (config.mesh.slice * config.mesh.context) % t == 0],
             "rl.row_tokens": shorter, "optimizer.moments_dtype": [moments] if moments else []}
 
 
