@@ -9,8 +9,8 @@ learns to copy lines of its prompt. Then injected bugs in functions of the stand
 most of them in other words throughout, so that words never seen are copied too. Of their issues a tenth tell the repair, a
 tenth are words by chance, a fifth are a mistaken user's, about a bug that the function might have had, so that the policy edits
 where it does not understand, a tenth are a user's and true, and the others name the fault as a maintainer would; how far to trust
-a user is left to reinforcement learning (configs/tiny.py). The taught thought tells what changes and between which words, and the edit rewrites the
-whole function: a causal model cannot choose a line by what comes later in it.
+a user is left to reinforcement learning (configs/tiny.py). The taught thought tells what changes and between which words, and
+the edit rewrites the whole function: a causal model cannot choose a line by what comes later in it.
 
 The parameters that ship (`swerl_jax/models/tiny`) come from forms of this recipe, in twelve stages: 2,400 steps of short edits of
 all kinds of bugs in their own words, 670 of long edits and other words, 230 and 650 of bugs whose repair can be inferred, a

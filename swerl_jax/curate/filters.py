@@ -23,7 +23,6 @@ from swerl_jax.curate.change import (
     EDIT,
     MISSING,
     MODE,
-    NEW,
     NOT_UTF8,
     ODD_PATH,
     RENAME,

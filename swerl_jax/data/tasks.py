@@ -46,8 +46,7 @@ class TaskSpec:
       babbled_share: 0 … 1: of the training tasks, those whose issue says nothing, see `symptoms.babble`.
       misled_share: 0 … 1: of the training tasks, those whose issue is a user's who is mistaken: it is about a bug that the
         function might as well have had, drawn by chance (the true one, at times), of another kind, at another place, or both.
-      overheard_share: 0 … 1: of the training tasks, those whose issue is a user's and true, whatever the voice. Beside
-        misled ones they teach what a user's sentences mean, and to trust them as often as they are true.
+      overheard_share: 0 … 1: of the training tasks, those whose issue is a user's and true, whatever the voice.
       reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
         FUNCTION and is_renamed.
       voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a

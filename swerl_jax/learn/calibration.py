@@ -10,7 +10,6 @@ Source: recipe "Llama3.1-70B-MaxText/v6e-256" of AI-Hypercomputer/tpu-recipes, s
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
