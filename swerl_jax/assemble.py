@@ -128,8 +128,8 @@ def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path, poll
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
                     is_renamed=t.is_renamed, drill_count=t.drill_count, told_share=t.told_share,
                     babbled_share=t.babbled_share, misled_share=t.misled_share, overheard_share=t.overheard_share,
-                    reworded_share=t.reworded_share, voice=t.voice, operators=tuple(t.operators), min_choices=t.min_choices,
-                    is_cut=t.is_cut)
+                    guessed_share=t.guessed_share, reworded_share=t.reworded_share, voice=t.voice,
+                    operators=tuple(t.operators), min_choices=t.min_choices, is_cut=t.is_cut)
     with Progress(spec.drill_count + spec.train_count + spec.held_out_count, "making tasks") as bar:
         made = 0
 

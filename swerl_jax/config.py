@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "tasks.babbled_share": (0.0, "share of the training tasks whose issue says nothing: words by chance [0 … 1]"),
     "tasks.misled_share": (0.0, "share of the training tasks whose issue is a mistaken user's: of a bug that the function might have had [0 … 1]"),
     "tasks.overheard_share": (0.0, "share of the training tasks whose issue is a user's and true, whatever the voice [0 … 1]"),
+    "tasks.guessed_share": (0.0, "share of the training tasks whose oracle is an edit by chance, for a supervised phase [0 … 1]"),
     "tasks.operators": ((), "kinds of bugs, keys of data.operators.OPERATORS; empty: all"),
     "tasks.voice": ("maintainer", "whose words the issues are in: a maintainer's, who names the fault, or a user's (user)"),
     "tasks.reworded_share": (0.0, "share of the training tasks whose names, texts and numbers are other words [0 … 1]"),

@@ -62,7 +62,7 @@ NUMBERS = {
                  "tasks.max_function_bytes", "tasks.distractor_files", "inspect.index"),
     "[0, inf]": ("rl.clip_high",),
     "[0, 1]": ("rl.clip_low", "reward.max_fault_frac", "tasks.told_share", "tasks.babbled_share", "tasks.misled_share",
-               "tasks.overheard_share", "tasks.reworded_share", "curate.max_fix_share", "curate.similarity"),
+               "tasks.guessed_share", "tasks.overheard_share", "tasks.reworded_share", "curate.max_fix_share", "curate.similarity"),
     "[0, 1)": ("optimizer.beta1", "optimizer.beta2", "held_out_share"),
 }
 _MATRICES = {"qkv", "out", "gate_up", "down"}

@@ -310,6 +310,24 @@ def test_a_users_issues_are_of_a_bug_by_chance_or_of_the_one_there_is(share, low
     assert [example.issue for example in tasks.iter_tasks(spec, "held_out", corpus)] == [example.issue for example in without]
 
 
+def test_a_guess_is_an_edit_that_seldom_repairs():
+    """Without new names a repaired function stands in the library, and a guess does not."""
+    spec = dataclasses.replace(SMALL, is_renamed=False, told_share=0.5)
+    corpus = tasks.scan(spec)
+    known = {function.text for function in corpus.of("train")}
+    repaired = {}
+    for share in (0.0, 0.5, 1.0):
+        train = list(tasks.iter_tasks(dataclasses.replace(spec, guessed_share=share), "train", corpus))
+        assert all(example.oracle[path] != text for example in train for path, text in example.files.items())
+        repaired[share] = sum(set(example.oracle.values()) <= known for example in train) / len(train)
+        for example in train:  # what is told is done
+            changed = "".join(example.oracle.values())
+            assert all(code.splitlines()[-1] in changed for code in re.findall("Write `(.*?)` instead", example.issue, re.DOTALL))
+    assert repaired[0.0] == 1.0 and 0.3 < repaired[0.5] < 0.8 and repaired[1.0] < 0.4
+    held_out = [list(tasks.iter_tasks(dataclasses.replace(spec, guessed_share=share), "held_out", corpus)) for share in (0.0, 1.0)]
+    assert held_out[0] == held_out[1]
+
+
 def _has_both(example):
     """Whether its one comparison can be flipped and be wrong at its bound: both kinds are as likely then."""
     compared = [op for text in example.oracle.values() for node in ast.walk(ast.parse(text))

@@ -14,7 +14,7 @@ import os
 import pathlib
 import platform
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from swerl_jax.data import atomic_file, drills, mutate, operators, pieces, rename, reword, stdlib, symptoms, syntax
@@ -47,6 +47,8 @@ class TaskSpec:
       misled_share: 0 … 1: of the training tasks, those whose issue is a user's who is mistaken: it is about a bug that the
         function might as well have had, drawn by chance (the true one, at times), of another kind, at another place, or both.
       overheard_share: 0 … 1: of the training tasks, those whose issue is a user's and true, whatever the voice.
+      guessed_share: 0 … 1: of the training tasks, those whose oracle is a guess: an edit by chance, of the kinds `operators`,
+        which repairs the bug only by luck. Demonstrations of mixed quality, for a supervised phase; a reward from them means little.
       reworded_share: 0 … 1: of the training tasks, those whose function gets other words throughout, see `reword`; with
         FUNCTION and is_renamed.
       voice: whose words the issues are in, a name in `symptoms.VOICES`: a maintainer's, who names the kind of fault, or a
@@ -74,6 +76,7 @@ class TaskSpec:
     babbled_share: float = 0.0
     misled_share: float = 0.0
     overheard_share: float = 0.0
+    guessed_share: float = 0.0
     reworded_share: float = 0.0
     voice: str = "maintainer"
     operators: tuple[str, ...] = ()
@@ -87,7 +90,7 @@ class TaskSpec:
                self.drill_count) < 0:
             raise ValueError(f"got {self}; needed are counts of at least 0")
         of_issues = ("told_share", "babbled_share", "misled_share", "overheard_share")
-        for name in (*of_issues, "reworded_share"):
+        for name in (*of_issues, "guessed_share", "reworded_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed is 0 to 1")
         if sum(getattr(self, name) for name in of_issues) > 1:
@@ -235,6 +238,9 @@ def _task(
     bug = mutate.mutate(source, span, rng, spec.operators, used)
     if bug is None:
         return None
+    repaired = source
+    if is_training and rng.random() < spec.guessed_share:
+        repaired = _guess(bug.text, source, span, rng, spec.operators)
     issue = _issue(rng, spec.voice, bug)
     texts = [(function.path, bug.text), *_distractors(spec, corpus, functions, function.path, rng)]
     shown = _names([path for path, _ in texts], rng if spec.is_renamed and alone else None)
@@ -244,9 +250,9 @@ def _task(
         id="",
         repo="python/cpython",
         commit=f"v{platform.python_version()}",
-        issue=_training_issue(spec, corpus, bug, source, span, issue, rng) if is_training else issue,
+        issue=_training_issue(spec, corpus, bug, source, repaired, span, issue, rng) if is_training else issue,
         files=dict(files),
-        oracle={shown[function.path]: source},
+        oracle={shown[function.path]: repaired},
         meta={"operator": bug.operator, "module": function.path, "function": function.name, "line": bug.line},
     )
 
@@ -256,14 +262,15 @@ def _issue(rng: random.Random, voice: str, bug: mutate.Mutation) -> str:
 
 
 def _training_issue(
-    spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, span: tuple[int, int], issue: str, rng: random.Random,
+    spec: TaskSpec, corpus: stdlib.Corpus, bug: mutate.Mutation, source: str, repaired: str, span: tuple[int, int], issue: str,
+    rng: random.Random,
 ) -> str:
     """Returns `issue`, or what the shares of `spec` put in its place."""
     share = rng.random()
     told, babbled, misled, overheard = itertools.accumulate(
         (spec.told_share, spec.babbled_share, spec.misled_share, spec.overheard_share))
     if share < told:
-        return symptoms.tell(rng, bug.text, source)
+        return symptoms.tell(rng, bug.text, repaired)
     if share < babbled:
         return symptoms.babble(rng, bug.function, corpus.words)
     if share < misled:
@@ -273,6 +280,13 @@ def _training_issue(
     if share < overheard:
         return _issue(rng, "user", bug)
     return issue
+
+
+def _guess(text: str, source: str, span: tuple[int, int], rng: random.Random, kinds: Collection[str]) -> str:
+    """Returns the faulty file `text` with one more edit by chance; `source` where there is none."""
+    first, last = span
+    guess = mutate.mutate(text, (first, last + text.count("\n") - source.count("\n")), rng, kinds)
+    return guess.text if guess else source
 
 
 def _names(paths: list[str], rng: random.Random | None) -> dict[str, str]:
