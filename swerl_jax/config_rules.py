@@ -65,6 +65,7 @@ NUMBERS = {
                "tasks.overheard_share", "tasks.reworded_share", "curate.max_fix_share", "curate.similarity"),
     "[0, 1)": ("optimizer.beta1", "optimizer.beta2", "held_out_share"),
 }
+WHOLE_NUMBERS = ("engine.prefix_buckets", "rl.row_tokens", "eval.pass_k")  # several of them
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
     _Rule(lambda c: c.mesh.context > 1 and any(size % (2 * c.mesh.context * row_block(c)) for size in c.rl.row_tokens),
@@ -150,6 +151,10 @@ def faults(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> list
     found += [f"{name} is {values[name]}; needed is at least 1" for name in AT_LEAST_ONE if values[name] < 1]
     found += [f"{name} is {values[name]}; needed is a number in {interval}" for interval, names in NUMBERS.items()
               for name in names if not _is_within(values[name], interval)]
+    mistyped = [f"{name} are {values[name]!r}; needed are whole numbers" for name in WHOLE_NUMBERS
+                if any(type(one) is not int for one in values[name])]
+    if mistyped:  # the rules reckon with them
+        return found + mistyped
     return found + [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
 
 

@@ -56,10 +56,11 @@ def results(groups: Sequence[Group]) -> list[ExampleResult]:
     rollouts = [r for g in groups for r in g.rollouts]
     faults = collections.Counter(r.outcome.reason for r in rollouts if r.outcome.reward is None)
     if faults.total() == len(rollouts):
-        told = "".join(f"\n  {count} × {reason:.200}" for reason, count in faults.most_common(MAX_REASONS))
-        told += f"\n  and {len(faults) - MAX_REASONS} reasons more" if len(faults) > MAX_REASONS else ""
-        raise ValueError(f"nothing was scored: none of the {len(rollouts)} answers has a verdict, because of{told}\nraise "
-                         "reward.deadline_s where it was overrun, else mend the reward or what ends its processes")
+        told = [f"  {count} × {reason:.200}" for reason, count in faults.most_common(MAX_REASONS)]
+        told += [f"  and {len(faults) - MAX_REASONS} other faults"] if len(faults) > MAX_REASONS else []
+        raise ValueError("\n".join([
+            f"nothing was scored: none of the {len(rollouts)} answers has a verdict. What kept them from it:", *told,
+            "Raise reward.deadline_s where a deadline was overrun; else mend the reward, or what ends its processes"]))
     return [ExampleResult.of(g.example.id, [r.outcome for r in g.rollouts]) for g in groups]
 
 
