@@ -75,8 +75,8 @@ _RULES = (
           "mesh.context is {mesh.context}, learner.attention {learner.attention} and learner.block {learner.block}: parts of "
           "a row are whole blocks of the kernel; needed is a learner.block that is a multiple of 128"),
     _Rule(lambda c: _packs(c) and any(size < 1 or size % row_block(c) for size in c.rl.row_tokens),
-          "rl.row_tokens are {rl.row_tokens} and learner.block {learner.block} (0: the answer limit up to 128, {answer.max_tokens}): "
-          "branches begin at its multiples; needed are multiples of it, or empty"),
+          "rl.row_tokens are {rl.row_tokens} and learner.block {learner.block} (0: answer.max_tokens, {answer.max_tokens}, up to 128): "
+          "answers begin at multiples of that; needed are multiples, or empty"),
     _Rule(lambda c: _packs(c) and -(-c.answer.max_tokens // row_block(c)) * row_block(c) > max(c.rl.row_tokens),
           "rl.row_tokens are {rl.row_tokens} and answer.max_tokens is {answer.max_tokens}: no row holds the longest answer, rounded "
           "up to a multiple of learner.block; add a larger one, or leave them out with --config.rl.row_tokens=\"()\""),

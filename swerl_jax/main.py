@@ -69,7 +69,8 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         processes = together.join(config)
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
-        own = config_lib.update(config.copy_and_resolve_references(), origin.kept(directory, config.tokenizer) if RESUME.value else {})
+        kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
+        own = config_lib.update(config.copy_and_resolve_references(), kept)
         processes.exchange("looking for what the settings name", lambda: preflight.require(own, is_resumed=RESUME.value))
         together.meet(config, directory, processes, is_resumed=RESUME.value)
         try:

@@ -54,7 +54,8 @@ def look(config: ml_collections.ConfigDict, *, is_resumed: bool = False) -> Faul
         if config.init.startswith("embedded:") or pathlib.Path(place).is_dir():
             _note(wrong, "init", lambda: shipped.find(config.init))
         elif not remote.is_remote(place):
-            absent.append(f"init is {config.init}, and there is no such directory; give that of a run, hf:DIR, embedded:NAME or random")
+            absent.append(f"init is {config.init}, and there is no such directory; give that of a run, hf:DIR, embedded:NAME or "
+                          "random")
     kind = config.tokenizer.partition(":")[0]
     if kind != "train" and _note(wrong if kind == "embedded" else absent, "tokenizer", lambda: tokenizer_file(config.tokenizer)):
         _note(wrong, "tokenizer", lambda: Chat(load_tokenizer(config.tokenizer), config.chat))
