@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from swerl_jax import engines, parameters, row_sizes, run_directory
+from swerl_jax import engines, parameters, preflight, row_sizes, run_directory
 from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
-from swerl_jax.data.tasks import TaskPaths, TaskSpec, make_tasks, task_paths
+from swerl_jax.data.tasks import TaskPaths, make_tasks, task_paths
 from swerl_jax.env.chat import Chat
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import SingleTurn
@@ -123,13 +123,7 @@ def file_sizes(paths: Sequence[str]) -> list[run_directory.FileSize]:
 
 
 def _make_tasks(config: ml_collections.ConfigDict, directory: pathlib.Path, poll: Callable[[], None]) -> TaskPaths:
-    t = config.tasks
-    spec = TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
-                    max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
-                    is_renamed=t.is_renamed, drill_count=t.drill_count, told_share=t.told_share,
-                    babbled_share=t.babbled_share, misled_share=t.misled_share, overheard_share=t.overheard_share,
-                    guessed_share=t.guessed_share, reworded_share=t.reworded_share, voice=t.voice,
-                    operators=tuple(t.operators), min_choices=t.min_choices, is_cut=t.is_cut)
+    spec = preflight.task_spec(config)
     with Progress(spec.drill_count + spec.train_count + spec.held_out_count, "making tasks") as bar:
         made = 0
 

@@ -65,6 +65,7 @@ NUMBERS = {
                "tasks.guessed_share", "tasks.overheard_share", "tasks.reworded_share", "curate.max_fix_share", "curate.similarity"),
     "[0, 1)": ("optimizer.beta1", "optimizer.beta2", "held_out_share"),
 }
+WHOLE_NUMBERS = ("engine.prefix_buckets", "rl.row_tokens", "eval.pass_k")  # several of them
 _MATRICES = {"qkv", "out", "gate_up", "down"}
 _RULES = (
     _Rule(lambda c: c.mesh.context > 1 and any(size % (2 * c.mesh.context * row_block(c)) for size in c.rl.row_tokens),
@@ -73,6 +74,12 @@ _RULES = (
     _Rule(lambda c: c.mesh.context > 1 and c.learner.attention == "splash" and row_block(c) % 128,
           "mesh.context is {mesh.context}, learner.attention {learner.attention} and learner.block {learner.block}: parts of "
           "a row are whole blocks of the kernel; needed is a learner.block that is a multiple of 128"),
+    _Rule(lambda c: _packs(c) and any(size < 1 or size % row_block(c) for size in c.rl.row_tokens),
+          "rl.row_tokens are {rl.row_tokens} and learner.block {learner.block} (0: answer.max_tokens, {answer.max_tokens}, up to 128): "
+          "answers begin at multiples of that; needed are multiples, or empty"),
+    _Rule(lambda c: _packs(c) and -(-c.answer.max_tokens // row_block(c)) * row_block(c) > max(c.rl.row_tokens),
+          "rl.row_tokens are {rl.row_tokens} and answer.max_tokens is {answer.max_tokens}: no row holds the longest answer, rounded "
+          "up to a multiple of learner.block; add a larger one, or leave them out with --config.rl.row_tokens=\"()\""),
     _Rule(lambda c: c.mesh.fsdp < 1 and c.mesh.fsdp != -1, "mesh.fsdp is {mesh.fsdp}; needed is at least 1, or -1 (all left)"),
     _Rule(lambda c: c.engine.top_p != 1.0 or c.engine.top_k != 0,
           "top_p {engine.top_p} / top_k {engine.top_k}: answers drawn from a truncated distribution make the policy ratio "
@@ -103,6 +110,9 @@ _RULES = (
     _Rule(lambda c: c.lora.rank and c.init == "random" and c.task == "train",
           "lora.rank is {lora.rank} and init is random: a low-rank change of random parameters learns nothing; set "
           "--config.init"),
+    _Rule(lambda c: not _is_tokenizer(c.tokenizer),
+          "tokenizer is {tokenizer!r}; needed is byte, sentencepiece:PATH, tiktoken:PATH, json:PATH, embedded:NAME, hf:DIR, or "
+          "train:VOCABULARY with a number of ids"),
     # A remote model has its tokenizer elsewhere: that must be on this machine.
     _Rule(lambda c: c.task == "train" and c.init.startswith(("hf:", "embedded:")) and c.tokenizer != c.init and (
               c.tokenizer.startswith("train:") or c.tokenizer.startswith(("hf:", "embedded:")) and "://" not in c.init),
@@ -141,7 +151,22 @@ def faults(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> list
     found += [f"{name} is {values[name]}; needed is at least 1" for name in AT_LEAST_ONE if values[name] < 1]
     found += [f"{name} is {values[name]}; needed is a number in {interval}" for interval, names in NUMBERS.items()
               for name in names if not _is_within(values[name], interval)]
+    mistyped = [f"{name} are {values[name]!r}; needed are whole numbers" for name in WHOLE_NUMBERS
+                if any(type(one) is not int for one in values[name])]
+    if mistyped:  # the rules reckon with them
+        return found + mistyped
     return found + [rule.text.format(**config) for rule in _RULES if rule.is_broken(config)]
+
+
+def _packs(config: ml_collections.ConfigDict) -> bool:
+    """Whether rows of the sizes in rl.row_tokens are to be made."""
+    return bool(config.task == "train" and "rl" in config.phases and config.rl.steps and config.rl.row_tokens)
+
+
+def _is_tokenizer(text: str) -> bool:
+    kind, _, rest = text.partition(":")
+    return text == "byte" or kind == "train" and rest.isdecimal() or (
+        kind in ("sentencepiece", "tiktoken", "json", "embedded", "hf") and rest != "")
 
 
 def _is_within(value: float, interval: str) -> bool:

@@ -6,7 +6,7 @@ import pathlib
 
 import ml_collections
 
-from swerl_jax import config as config_lib, run_directory
+from swerl_jax import config as config_lib, preflight, run_directory
 from swerl_jax.policy import hf
 from swerl_jax.policy.arch import Arch
 
@@ -15,10 +15,10 @@ GIB = 2**30
 
 
 def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
-    """The resolved config, parameter count, batch arithmetic, and estimated memory and disk.
+    """The resolved config, parameter count, batch arithmetic, estimated memory and disk, and warnings, if there are any.
 
     Raises:
-      ValueError: unknown model or dtype, or a model's directory that cannot be read.
+      ValueError: unknown model or dtype, a model's directory that cannot be read, or what would be wrong on any machine.
     """
     if config.task in ("score", "curate", "inspect"):
         return _settings(config)
@@ -26,7 +26,13 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
         if config.model[name] not in BYTES:
             raise ValueError(f"model.{name} is {config.model[name]!r}; needed is one of {', '.join(BYTES)}")
     arch = hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init))
-    return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory)])
+    faults = preflight.look(config)
+    if faults.wrong:
+        raise ValueError("\n".join(faults.wrong))
+    warnings = [*(f"{one}; on this machine a run would stop" for one in faults.absent),
+                *filter(None, [preflight.beyond_context(config, arch)])]
+    return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory),
+                        *(f"warning: {one}" for one in warnings)])
 
 
 def _settings(config: ml_collections.ConfigDict) -> str:

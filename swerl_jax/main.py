@@ -1,82 +1,56 @@
 """The one entry point: `python -m swerl_jax.main --config=configs/NAME.py[:quick] [--config.KEY=VALUE …]`.
 
-Flags, and one short wiring function per task. jax is imported inside the wiring functions only: scoring processes import
-this module again, and `--dry_run` touches no device.
+One short wiring function per task. jax is imported inside them only: scoring processes import this module again, and
+`--dry_run` touches no device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from swerl_jax import __version__, config as config_lib, dry_run, run_directory
+from swerl_jax import __version__, command_line, config as config_lib, dry_run, run_directory
+from swerl_jax.command_line import CONFIG, DRY_RUN, PLAN, PLAN_JSON, RESUME, WORKDIR
+from swerl_jax.command_line import fail, is_given, parse_flags, readable_errors, resume_command, tell
 from swerl_jax.data.atomic_file import write_atomically
 from swerl_jax.env.reward import RewardSpec, make_reward
 from swerl_jax.models import shipped
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; runs/NAME by default.")
-RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
-PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4x4x8, v6e:16x16, v5e:8x16:x2) with the TPU's "
-                           "compiler, and exit; needs no TPU.")
-PLAN_JSON = flags.DEFINE_string("plan_json", None, "With --plan: also write the plan to this file.")
-
+flags.adopt_module_key_flags(command_line)  # --help tells them
 MODEL_SETTINGS = ("tokenizer", "chat", "prompt.", "answer.", "model.", "engine.prefix_buckets", "sft.thought", "sft.lines_around",
                   "tasks.")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; what is wrong with it is one readable message and exit code 2.
-
-    Returns:
-      What is left of it, the program's name first.
-    """
-    argv[:] = map(_shards_flag, argv)  # in place: ml_collections reads sys.argv
-    for argument in argv[1:]:
-        name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in config_lib.KEYS:
-            _fail(config_lib.unknown(name.removeprefix("config.")))
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(_cause(error))
-    except OSError as error:  # the config file, read for the settings that follow it
-        _fail(str(error))
 
 
 def main(argv: list[str]) -> None:
     """Checks the config, then runs its task; a set-up error is one readable message and exit code 2."""
     if len(argv) > 1:
-        _fail(f"unexpected arguments {argv[1:]}; settings look like --config.rl.steps=10")
+        fail(f"unexpected arguments {argv[1:]}; settings look like --config.rl.steps=10")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     if CONFIG.value is None:
-        _fail("no config; needed is --config=configs/NAME.py, for example configs/tiny.py")
+        fail("no config; needed is --config=configs/NAME.py, for example configs/tiny.py")
     config = CONFIG.value
-    with _readable_errors():
+    with readable_errors():
         config = _with_shards(config)
         config_lib.check(config)
         make_reward(RewardSpec.of(config.reward))  # a wrong name shows now
     if "://" in (WORKDIR.value or ""):
-        _fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
-              "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
+        fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
+             "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
     directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
     if DRY_RUN.value:
-        with _readable_errors():
+        with readable_errors():
             print(dry_run.describe(config, directory))
         return
     if PLAN.value is not None:
-        with _readable_errors():
+        with readable_errors():
             plan(config, PLAN.value, PLAN_JSON.value)
         return
     {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export,
@@ -85,8 +59,8 @@ def main(argv: list[str]) -> None:
 
 def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
-    with _readable_errors():
-        from swerl_jax import assemble, origin, together
+    with readable_errors():
+        from swerl_jax import assemble, origin, preflight, together
         from swerl_jax.learn import summary
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
         from swerl_jax.learn.loop import Loop, LoopSettings, StopSignal
@@ -95,20 +69,24 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         processes = together.join(config)
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
+        kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
+        own = config_lib.update(config.copy_and_resolve_references(), kept)
+        processes.exchange("looking for what the settings name", lambda: preflight.require(own, is_resumed=RESUME.value))
         together.meet(config, directory, processes, is_resumed=RESUME.value)
         try:
             train_paths, held_out = processes.first(
                 "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value, poll=stop.poll))
         except StopRequested:
             stop.saved()
-            _tell("stopped while tasks were made, before anything was learnt; the same command begins again")
+            tell("stopped while tasks were made, before anything was learnt; the same command begins again")
             return
-        own = config_lib.update(config.copy_and_resolve_references(), origin.kept(directory, config.tokenizer) if RESUME.value else {})
         taught = train_paths if processes.index == 0 and not RESUME.value else ()
         text = processes.after_first("making the tokenizer", lambda: assemble.text(own, directory, taught))
         arch, mesh = assemble.arch(own, text.tokenizer), assemble.mesh(config)
+        if processes.index == 0:
+            _warn(preflight.beyond_context(own, arch))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
-        with _readable_errors():
+        with readable_errors():
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
                       assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool, processes)
                       for name in config.phases if config[name].steps]
@@ -129,7 +107,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         try:
             loop.run(state, step)
         except StopRequested:
-            print(f"saved. To go on:\n  {_resume_command(directory)}")
+            print(f"saved. To go on:\n  {resume_command(directory)}")
             return
         finally:
             checkpoints.close()
@@ -155,13 +133,13 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
 
     def make(changes: dict[str, Any], sides: Sequence[str] = tuple(planning.SIDES)) -> planning.Plan:
         changed = config_lib.update(config.copy_and_resolve_references(), changes)
-        return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, _tell, sides)
+        return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, tell, sides)
 
     found = make({})
     print(plan_table.table(found))
     record = plan_table.as_json(found)
     if not found.fits:
-        better = plan_search.nearest(config, known.K, topology.chips, found.short, make, _tell)
+        better = plan_search.nearest(config, known.K, topology.chips, found.short, make, tell)
         changes = None if better is None else better[0]
         record["nearest"] = better and {"changes": changes, "plan": plan_table.as_json(better[1])}
         arguments = " ".join(shlex.quote(f"--config.{key}={value}") for key, value in (changes or {}).items())
@@ -174,7 +152,7 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
 def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """(Re-)scores a file of answers."""
     del directory
-    with _readable_errors():
+    with readable_errors():
         from swerl_jax.env.score_file import score_file
         from swerl_jax.env.scorer import default_deadline_s
 
@@ -185,31 +163,35 @@ def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
 def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """A checkpoint on an example file: the table with intervals."""
-    with _readable_errors():
+    with readable_errors():
         config = _with_run(config)
         make_reward(RewardSpec.of(config.reward))
-        from swerl_jax import assemble, parameters
+        from swerl_jax import assemble, parameters, preflight
         from swerl_jax.learn import evaluate as evaluation, report
         from swerl_jax.learn.rl import rollout_rows
 
         run = _run_directory(config)
         held_out = assemble.held_out_path(config, run)
+        preflight.require(config)
         text = assemble.text(config, run, ())
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        _warn(preflight.beyond_context(config, arch))
         params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, lambda: None) as collector:
         groups = assemble.evaluator(config, arch, mesh, text, collector, held_out).run(params, 0)
     if config.eval.output:
         rows = (json.dumps(row) for group in groups for row in rollout_rows(group))
         pathlib.Path(config.eval.output).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print(report.evaluation_table({str(config.checkpoint): evaluation.results(groups)}, pass_ks=config.eval.pass_k))
+    with readable_errors():
+        results = evaluation.results(groups)
+    print(report.evaluation_table({str(config.checkpoint): results}, pass_ks=config.eval.pass_k))
 
 
 def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Answers one issue about given files and shows the diff."""
-    with _readable_errors():
+    with readable_errors():
         config = _with_run(config)
-        from swerl_jax import assemble, engines, parameters
+        from swerl_jax import assemble, engines, parameters, preflight
         from swerl_jax.learn import answer
 
         example = answer.read_example(config.sample.issue, config.sample.files)
@@ -217,6 +199,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         text = assemble.text(config, run, ())
         prompt = text.question_ids(example)
         arch, mesh = assemble.arch(config, text.tokenizer), assemble.mesh(config)
+        _warn(preflight.beyond_context(config, arch))
         params = parameters.load(config.checkpoint, assemble.learner(config, arch, mesh, "rl"))
         engine = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=1, samples=1, groups=1,
                                 temperature=config.sample.temperature, purpose="sample")
@@ -228,7 +211,7 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """A checkpoint's parameters and tokenizer as a directory that `init=hf:DIR` and other tools read."""
     del directory
-    with _readable_errors():
+    with readable_errors():
         out = pathlib.Path(config.out)
         if out.exists():
             raise ValueError(f"{out} exists already; name a new directory with --config.out, or delete it yourself")
@@ -255,7 +238,7 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def curate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Training shards from clones, an archive or rows."""
     del directory
-    with _readable_errors():
+    with readable_errors():
         from swerl_jax.curate import tasks
         from swerl_jax.curate.work import AllFailed
 
@@ -270,10 +253,10 @@ def curate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def inspect(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """One example as a page, and numbers of all."""
     del directory
-    with _readable_errors():
+    with readable_errors():
         from swerl_jax.curate import tasks
 
-        print(tasks.inspect(config, _is_given, colour=report_colour()))
+        print(tasks.inspect(config, is_given, colour=report_colour()))
 
 
 def report_colour() -> bool:
@@ -321,8 +304,8 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     else:
         raise ValueError(f"checkpoint: there is no directory {config.checkpoint}; give that of a run")
     plain = dict(config_lib.flat(config_lib.default()))
-    said = config_flags.get_override_values(flags.FLAGS["config"])  # a default may be asked for, too
-    given = {name: value for name, value in config_lib.flat(config) if value != plain[name] or name in said}
+    given = {name: value for name, value in config_lib.flat(config)
+             if value != plain[name] or is_given(name)}  # a default may be asked for, too
     merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
               if name in config_lib.KEYS} | given
     if model is not None and "tokenizer" not in merged:
@@ -342,58 +325,16 @@ def _with_shards(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     def context() -> int:
         return hf.find_arch(config.model.arch, lambda: run_directory.model_directory(config.init)).context
 
-    return tasks.with_shards(config, _is_given, context)
+    return tasks.with_shards(config, is_given, context)
 
 
-def _is_given(name: str) -> bool:
-    """Whether the command line sets it."""
-    return name in config_flags.get_override_values(flags.FLAGS["config"])
-
-
-def _shards_flag(argument: str) -> str:
-    """`--config.data=SHARDS`, though `data` is a section, means the setting `data.shards`."""
-    name, equals, value = argument.partition("=")
-    return f"{name}.shards{equals}{value}" if name in ("--config.data", "-config.data") else argument
+def _warn(text: str) -> None:
+    if text:
+        tell(f"warning: {text}")
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
     return run_directory.find(pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint))
-
-
-def _resume_command(directory: pathlib.Path) -> str:
-    kept, is_value = [], False
-    for argument in sys.argv[1:]:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if not is_value and name not in ("workdir", "resume", "noresume"):
-            kept.append(argument)
-        is_value = not is_value and name == "workdir" and not equals
-    return shlex.join([sys.executable, "-m", "swerl_jax.main", *kept, f"--workdir={directory}", "--resume"])
-
-
-@contextlib.contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Set-up errors as one message, without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _cause(error: BaseException) -> str:
-    """What a config file said when it refused: ml_collections shows it as a traceback."""
-    if "Traceback" in str(error):
-        while error.__context__ is not None:
-            error = error.__context__
-    return str(error)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"swerl_jax: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

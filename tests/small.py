@@ -38,6 +38,11 @@ def reward(output, files, oracle):
     return sum(output.encode("utf-8", "replace")) % 101 / 100
 
 
+def broken_reward(output, files, oracle):
+    """Fails on every answer."""
+    return 1 / 0
+
+
 def example(number):
     """One changed operator; the prompt has about 60 bytes, the taught answer about 150."""
     wrong, right = "+-*/"[number % 4], "+-*/"[(number + 1) % 4]

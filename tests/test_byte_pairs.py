@@ -130,6 +130,7 @@ def test_an_answer_with_thought_ids_is_scored(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"pre_tokenizer": {"type": "Metaspace"}}, "pre_tokenizer is {'type': 'Metaspace'}"),
+    ({"pre_tokenizer": None}, "pre_tokenizer is None; supported is a Split by a Regex"),
     ({"normalizer": {"type": "NFKC"}}, "supported are none and NFC"),
     ({"model": {"type": "Unigram"}}, "model.type is 'Unigram'; supported is 'BPE'"),
     ({"model": _by_hand(merges=["\u0120 a", "a b"])["model"]}, "whose ids follow their merges"),

@@ -92,6 +92,14 @@ REFUSALS = {
     "row_tokens": ({"mesh.context": 4, "rl.row_tokens": (2048, 2560), "learner.block": 128}, r"mesh.context is 4.*\(2048, 2560\)",
                    "needed are multiples of 2 × mesh.context × that"),
     "block": ({"mesh.context": 2, "learner.attention": "splash", "learner.block": 64}, "learner.block 64", "a multiple of 128"),
+    "row_block": ({"rl.row_tokens": (4096, 4160)}, r"\(4096, 4160\) and learner.block 0", "needed are multiples, or empty"),
+    "row_zero": ({"rl.row_tokens": (0, 4096)}, r"\(0, 4096\) and learner.block 0", "needed are multiples, or empty"),
+    "row_length": ({"rl.row_tokens": (256,), "answer.max_tokens": 257, "learner.block": 64}, r"\(256,\) and answer.max_tokens is 257",
+                   "add a larger one"),
+    "row_type": ({"rl.row_tokens": ("a",)}, r"rl.row_tokens are \('a',\)", "needed are whole numbers"),
+    "bucket_type": ({"engine.prefix_buckets": (0.5,)}, r"engine.prefix_buckets are \(0.5,\)", "needed are whole numbers"),
+    "no_tokenizer": ({"tokenizer": "train:many"}, "tokenizer is 'train:many'", "train:VOCABULARY with a number of ids"),
+    "no_path": ({"tokenizer": "json:"}, "tokenizer is 'json:'", "json:PATH"),
     "fsdp": ({"mesh.fsdp": 0}, "mesh.fsdp is 0", "at least 1, or -1"),
     "held_out": ({"data.train": ("a.jsonl",)}, "data.held_out is not", "name the evaluation examples too"),
     "weights": ({"data.weights": (1.0, 2.0)}, r"\(1.0, 2.0\)", "one weight a path"),
@@ -159,6 +167,12 @@ def test_the_tables_of_checks_name_settings_and_take_their_defaults():
     named = [*config_rules.CHOICES, *config_rules.AT_LEAST_ONE, *(name for names in config_rules.NUMBERS.values() for name in names)]
     assert set(named) <= set(config_lib.KEYS) and len(named) == len(set(named))
     assert all(type(names) is tuple for names in config_rules.NUMBERS.values())
+
+
+def test_rows_that_are_not_made_may_have_any_size():
+    """A supervised run has no rows of groups; 320 = 5 blocks of 64 hold an answer of 257 to 320 tokens."""
+    config_lib.check(changed(phases=("sft",), sft__steps=1, rl__row_tokens=(7,)))
+    config_lib.check(changed(rl__row_tokens=(64, 320), answer__max_tokens=257, learner__block=64))
 
 
 def test_all_faults_are_told_at_once():

@@ -8,7 +8,7 @@ import pytest
 import small
 from curated import Inline, config, make_clone
 
-from swerl_jax import config as config_lib, main
+from swerl_jax import command_line, config as config_lib
 from swerl_jax.curate import shard_stage, tasks
 from swerl_jax.env.tokenizer import tokenizer_file, train_sentencepiece
 
@@ -32,7 +32,7 @@ TEXT = {"tokenizer": "embedded:tiny", "chat": "compact", "prompt__style": "compa
 
 
 def test_a_flag_stands_for_the_sections_setting():
-    assert [main._shards_flag(one) for one in ("--config.data=a=b", "-config.data=x", "--config.data", "--config.data.train=x")] == [
+    assert [command_line._shards_flag(one) for one in ("--config.data=a=b", "-config.data=x", "--config.data", "--config.data.train=x")] == [
         "--config.data.shards=a=b", "-config.data.shards=x", "--config.data.shards", "--config.data.train=x"]
 
 

@@ -16,7 +16,9 @@ PACKAGE = "swerl_jax"
 MAY_IMPORT = {
     "config_rules": "",
     "config": "config_rules",
-    "dry_run": "config run_directory policy.arch policy.hf",
+    "command_line": "config",
+    "preflight": "data.remote data.shards data.tasks env.chat env.tokenizer models.shipped policy.arch",
+    "dry_run": "config preflight run_directory policy.arch policy.hf",
     "models.shipped": "",
     "run_directory": "config data.atomic_file models.shipped",
     "together": "run_directory learn.processes",
@@ -170,8 +172,8 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "config_rules", "run_directory", "data.records", "data.atomic_file", "data.swebench", "env.*", "learn.advantage", "curate.pipeline",
-            "curate.look")
+JAX_FREE = ("config", "config_rules", "command_line", "preflight", "dry_run", "run_directory", "data.records", "data.atomic_file",
+            "data.swebench", "env.*", "learn.advantage", "curate.pipeline", "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 
 OPTIONAL_EXTRAS = frozenset({"pyarrow"})  # packages that a function may import for itself

@@ -89,6 +89,14 @@ def test_a_checkpoint_can_be_evaluated(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_evaluation_whose_reward_always_fails_says_so(trained):
+    data, directory, _ = trained
+    message = refusal(f"--config=tests/small.py:{data}", "--config.task=eval", f"--config.checkpoint={directory}",
+                      "--config.reward.name=small:broken_reward", f"--config.data.held_out={data / 'held_out.jsonl'}")
+    assert "none of the 3 answers has a verdict" in message and "  3 × the reward raised ZeroDivisionError: " in message
+
+
+@pytest.mark.slow
 def test_a_checkpoint_answers_one_issue(trained, tmp_path):
     data, directory, _ = trained
     (tmp_path / "m.py").write_text("def f(a):\n    return a + 2\n")
@@ -206,7 +214,10 @@ WRONG = {
     "a whole section": (["--config=configs/tiny.py", "--config.rl={}"], "config.rl is not a setting"),
     "a wrong type": (["--config=configs/tiny.py", "--config.rl.steps=many"],
                      "--config.rl.steps=many: invalid literal for int()"),
-    "an unknown flag": (["--config=configs/tiny.py", "--resum"], "Unknown command line flag 'resum'"),
+    "an unknown flag": (["--config=configs/tiny.py", "--wrkdir=x"], "--wrkdir is not a flag (did you mean --workdir?); there are "
+                        "--config, --workdir, --resume, --dry_run, --plan, --plan_json, and settings like --config.rl.steps=10"),
+    "a flag like none": (["--config=configs/tiny.py", "--zzzzzz", "1"], "--zzzzzz is not a flag; there are --config,"),
+    "a setting as a flag": (["--config=configs/tiny.py", "--rl.steps=3"], "did you mean --config.rl.steps?"),
     "a stray word": (["--config=configs/tiny.py", "rl.steps=3"], "settings look like --config.rl.steps=10"),
     "another model's tokenizer": (["--config=configs/tiny.py", "--config.init=hf:model"], "set --config.tokenizer=hf:model"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
@@ -216,6 +227,10 @@ WRONG = {
                            "init is /nonexistent/run, and there is no such directory"),
     "a reward that is none": (["--config=configs/tiny.py", "--config.reward.name=os:nope", "--dry_run"],
                               "reward 'os:nope' cannot be imported"),
+    "examples that are not there": (["--config=configs/tiny.py", "--config.data.held_out=no*.jsonl", "--workdir=/nonexistent/run"],
+                                    "data.held_out: found no examples at no*.jsonl; needed is a file, directory or pattern"),
+    "an unknown bug": (["--config=configs/tiny.py", "--config.tasks.operators=('boundry',)", "--dry_run"],
+                       "tasks: got the operators ['boundry']; needed are names out of ['and_or', 'boundary',"),
     "no run's directory": (["--config=configs/eval.py", "--config.checkpoint=configs"],
                            "configs is no directory of a run (config.json is missing)"),
     "no checkpoint": (["--config=configs/eval.py", "--config.checkpoint=/nonexistent/run"],
@@ -237,6 +252,9 @@ def test_dry_run_touches_no_device(config, tmp_path):
                      JAX_PLATFORMS="nonsense")
     assert done.returncode == 0, done.stderr
     assert "rl.steps = " in done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert told == (["warning: tokenizer: tokenizer spec 'tiktoken:tokenizer.model': there is no file tokenizer.model; on this "
+                     "machine a run would stop"] if config == "70b.py" else [])
     if not needed:
         assert re.search(r"[\d,]{9,} parameters", done.stdout)
         assert "GiB" in done.stdout and "answers a step" in done.stdout

@@ -55,6 +55,19 @@ def test_answers_without_any_verdict_have_no_numbers():
     assert all(math.isnan(held_out[f"eval/{name}"]) for name in ("reward", "well_formed_reward", "format_frac", "exact_frac"))
 
 
+def test_an_evaluation_without_any_verdict_is_refused_with_its_faults():
+    reasons = ["b", *"aa", *"cccc", "d", "e", "f", "g"]
+    unknown = [Group(0, EXAMPLE, np.zeros(1, np.int32), tuple(
+        _answer(i, 2, STOP, Outcome(INFRA_FAULT, None, reason)) for i, reason in enumerate(reasons)))]
+    with pytest.raises(ValueError) as error:
+        evaluate.results(unknown)
+    assert str(error.value).splitlines()[:-1] == [
+        "nothing was scored: none of the 11 answers has a verdict. What kept them from it:",
+        "  4 × c", "  2 × a", "  1 × b", "  1 × d", "  1 × e", "  and 2 other faults"]
+    assert [(one.rewards, one.faults) for one in evaluate.results([*unknown, *GROUPS])] == [
+        ((), 11), ((1.0, -1.0, 0.4), 0), ((-1.0, -1.0), 1)]
+
+
 def test_rollout_rows():
     head, first, *others = rollout_rows(GROUPS[0])
     assert head == {"kind": "group", "example_id": "e", "index": 4, "prompt_tokens": 10, "issue": "broken",

@@ -136,6 +136,16 @@ def open_examples(path: str | os.PathLike[str]) -> Examples:
       ValueError: nothing to open, or a file that is not what its name says. Rows are checked when they are read.
     """
     path = os.fspath(path)
+    return Examples(path, [_open_file(name) for name in find_files(path)])
+
+
+def find_files(path: str | os.PathLike[str]) -> list[str]:
+    """The files that `open_examples` would open, which are not looked into.
+
+    Raises:
+      ValueError: there is none, or a remote place cannot be reached.
+    """
+    path = os.fspath(path)
     found = [path]
     if remote.is_remote(path):
         found = [url for url in remote.find(path) if _suffix(url)]
@@ -145,7 +155,7 @@ def open_examples(path: str | os.PathLike[str]) -> Examples:
         found = sorted(name for name in glob.glob(path, recursive=True) if _suffix(name))
     if not found:
         raise ValueError(f"found no examples at {path}; needed is a file, directory or pattern of {SUFFIXES}")
-    return Examples(path, [_open_file(name) for name in found])
+    return found
 
 
 class Examples(collections.abc.Sequence):

@@ -194,9 +194,9 @@ def _byte_characters() -> list[str]:
     return [chr(i) if i in visible else chr(next(others)) for i in range(256)]
 
 
-def _split(pre_tokenizer: Mapping[str, Any]) -> str:
+def _split(pre_tokenizer: Mapping[str, Any] | None) -> str:
     """The regular expression of a sequence of one Split and ByteLevel."""
-    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
     if [part["type"] for part in parts] == ["Split", "ByteLevel"]:
         split, level = parts
         if (split["behavior"], split["invert"], level["add_prefix_space"], level["use_regex"]) == ("Isolated", False, False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.report import ExampleResult
 from swerl_jax.policy.engine import Engine
 from swerl_jax.policy.llama import Llama
+
+MAX_REASONS = 5  # told of why nothing was scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,19 @@ class Evaluator:
 
 
 def results(groups: Sequence[Group]) -> list[ExampleResult]:
-    """One entry an example, for report.evaluation_table."""
+    """One entry an example, for report.evaluation_table.
+
+    Raises:
+      ValueError: no answer has a verdict, with how often each fault kept one from it.
+    """
+    rollouts = [r for g in groups for r in g.rollouts]
+    faults = collections.Counter(r.outcome.reason for r in rollouts if r.outcome.reward is None)
+    if faults.total() == len(rollouts):
+        told = [f"  {count} × {reason:.200}" for reason, count in faults.most_common(MAX_REASONS)]
+        told += [f"  and {len(faults) - MAX_REASONS} other faults"] if len(faults) > MAX_REASONS else []
+        raise ValueError("\n".join([
+            f"nothing was scored: none of the {len(rollouts)} answers has a verdict. What kept them from it:", *told,
+            "Raise reward.deadline_s where a deadline was overrun; else mend the reward, or what ends its processes"]))
     return [ExampleResult.of(g.example.id, [r.outcome for r in g.rollouts]) for g in groups]
 
 
