@@ -76,9 +76,9 @@ def task_spec(config: ml_collections.ConfigDict) -> TaskSpec:
     return TaskSpec(seed=config.seed, train_count=t.train_count, held_out_count=max(t.held_out_count, config.eval.examples),
                     max_function_bytes=t.max_function_bytes, scope=t.scope, distractor_files=t.distractor_files,
                     is_renamed=t.is_renamed, drill_count=t.drill_count, told_share=t.told_share,
-                    babbled_share=t.babbled_share, misled_share=t.misled_share, overheard_share=t.overheard_share, guessed_share=t.guessed_share,
-                    reworded_share=t.reworded_share, voice=t.voice, operators=tuple(t.operators), min_choices=t.min_choices,
-                    is_cut=t.is_cut)
+                    babbled_share=t.babbled_share, misled_share=t.misled_share, overheard_share=t.overheard_share,
+                    guessed_share=t.guessed_share, reworded_share=t.reworded_share, voice=t.voice,
+                    operators=tuple(t.operators), min_choices=t.min_choices, is_cut=t.is_cut)
 
 
 def beyond_context(config: ml_collections.ConfigDict, arch: Arch) -> str:
