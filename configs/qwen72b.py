@@ -17,21 +17,22 @@ useful operations. The engines are not planned yet.
 from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips for the learner and the engines; an engine holds the trajectories of one problem.
-CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "mesh.context": 8, "engine.devices": 8, "learner.remat": "attention"}
+CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "mesh.context": 8, "engine.devices": 8, "engine.weights": "int8",
+         "learner.remat": "attention"}
 VARIANTS = {"": {}, "v5p": CHIPS}
 
 
 def get_config(variant: str = ""):
     """variant: "", "v5p" (256 chips), or "quick" (a tiny model, the same path but for the mesh, a CPU minute)."""
     config = config_lib.update(config_lib.default(), {
-        "name": "qwen72b", "phases": ("rl",), "model.arch": "qwen2.5-72b-131k", "tokenizer": "tiktoken:tokenizer.model",
+        "name": "qwen72b", "phases": ("rl",), "model.arch": "qwen2.5-72b-131k", "tokenizer": "json:tokenizer.json",
         "chat": "chatml", "prompt.max_tokens": 16_384, "answer.max_tokens": 114_688, "engine.prefix_buckets": (16_384,),
         "engine.groups": 32, "rl.prompts": 100, "rl.samples": 10, "rl.minibatches": 4, "rl.row_tokens": (57_344, 114_688),
         "rl.learning_rate": 1e-6, "rl.clip_low": 0.2, "rl.clip_high": 0.26, "rl.drop_constant_groups": True,
         "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.1, "learner.block": 128, "learner.remat": "layer",
     })
     if variant == "quick":
-        return config_lib.shrink(config_lib.update(config, {"rl.minibatches": 1}))
+        return config_lib.shrink(config)
     if variant not in VARIANTS:
         raise ValueError(f"configs/qwen72b.py has no variant {variant!r}; there are v5p and quick")
     return config_lib.update(config, VARIANTS[variant])
