@@ -20,9 +20,10 @@ CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 8}
 # Evaluation decodes as many answers at a time as training, each with a prompt of its own: that bounds engine.groups on one.
 LORA = {"init": "hf:model", "tokenizer": "hf:model", "lora.rank": 16, "model.param_dtype": "bfloat16", "rl.learning_rate": 2e-5,
         "engine.groups": 4, "rl.row_tokens": (2048, 4096)}
-# Of a group's answers four share a row: eight would need 0.1 GiB more than eight chips have.
+# Of a group's answers four share a row: eight would need 0.1 GiB more than eight chips have. What the backward pass keeps waits in
+# the hosts' memory: else 8 % of the chips' would be free, which is little.
 VARIANTS = {"": {}, "lora": LORA, "v5e_4x4": CHIPS,
-            "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16", "rl.row_tokens": (8192,)}}
+            "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16", "rl.row_tokens": (8192,), "learner.remat": "offload"}}
 
 
 def get_config(variant: str = ""):

@@ -250,12 +250,16 @@ def flat(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Makes a large model's config one of a tiny model that takes the same path in a minute on a CPU."""
+    """Makes a large model's config one of a tiny model that takes the same path in a minute on a CPU.
+
+    The model is random, so rewards are equal in almost all groups, and a tokenizer that is trained here has Llama 3's special ids.
+    """
     return update(config, {
-        "name": f"{config.name}-quick", "model.arch": "tiny", "model.dtype": "float32", "tokenizer": "train:1024",
+        "name": f"{config.name}-quick", "model.arch": "tiny", "model.dtype": "float32", "tokenizer": "train:1024", "chat": "llama3",
         "tasks.train_count": 200, "tasks.held_out_count": 16, "tasks.max_function_bytes": 200, "eval.examples": 4,
         "prompt.max_tokens": 1024, "answer.max_tokens": 64, "engine.prefix_buckets": (1024,), "engine.groups": 2,
-        "engine.ticks": 64, "rl.steps": 2, "rl.prompts": 2, "rl.samples": 4, "learner.block": 64, "rl.row_tokens": (256,)})
+        "engine.ticks": 64, "rl.steps": 2, "rl.prompts": 2, "rl.samples": 4, "rl.minibatches": 1, "rl.drop_constant_groups": False,
+        "learner.block": 64, "rl.row_tokens": (256,)})
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -194,6 +194,16 @@ def test_the_main_job_runs(variant, changes, tasks, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["8b", "70b", "qwen72b"])
+def test_the_path_of_large_models_runs(config, tmp_path):
+    """Two steps with a tiny model in place of the large one, and all else as it ships."""
+    done = small.run(f"--config=configs/{config}.py:quick", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert [row["task"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["step"]] == ["rl"] * 2
+    assert "after rl (step 2)" in (tmp_path / "run" / "table.md").read_text()
+
+
+@pytest.mark.slow
 def test_a_run_is_not_overwritten(trained):
     data, directory, _ = trained
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}

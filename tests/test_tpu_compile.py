@@ -10,7 +10,10 @@ from jax.experimental import topologies
 
 from swerl_jax.policy import decode_kernel
 from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape
+from swerl_jax.policy.engine_steps import EngineSettings, EngineSteps
+from swerl_jax.policy.llama import Llama
 from swerl_jax.policy.rows import row_attention
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
@@ -76,3 +79,17 @@ def test_attention_to_caches(name, H):
     assert compiled.as_text().count("decode_attention") >= 2
     one_layer = 2 * 2 * P * R * K * C * H // 4 // L
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer
+
+
+@pytest.mark.parametrize(("H", "F"), [(128, 4096), (128, 4480), (64, 4096)])
+def test_decoding_copies_no_weights(H, F):
+    """A device's part of a matrix fills whole lanes (1,024 or 128 numbers), or does not (1,120, or 64)."""
+    mesh = _mesh("v5e:2x2", {"fsdp": 1, "tensor": 4})
+    arch = Arch(V=512, D=1024, L=16, N=4 * 1024 // H, K=4, H=H, F=F)
+    with jax.set_mesh(mesh):
+        model = jax.eval_shape(lambda: Llama(arch, jax.random.key(0)))
+    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.sharding(mesh, "", {})), model)
+    steps = EngineSteps(arch, EngineSettings(4, 4, (512,), (512,), (0,), dtype=jnp.bfloat16, is_unrolled=False), mesh)
+    compiled = steps.trace(model, 512, 512, 512)["decode"].lower().compile()
+    queries = 2 * 16 * 1024 * 1024 // 4  # bytes of the smallest matrix, of all layers
+    assert compiled.memory_analysis().temp_size_in_bytes < queries

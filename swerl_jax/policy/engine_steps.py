@@ -23,7 +23,7 @@ from swerl_jax.policy.llama import Llama, parameter_name
 PREFIX_AXES = ("P K H S", "P K S H")
 BRANCH_AXES = ("P R K H C", "P R K C H")
 # Weight → the order of its axes in a TPU's memory, slowest first: as decoding multiplies by them. As they come, every tick
-# would turn every one of them first.
+# would turn every one of them first. The last two change places where a device's part of the last one leaves lanes empty.
 WEIGHT_LAYOUTS = {"qkv": (0, 2, 3, 1, 4), "gate_up": (0, 2, 1, 3)}
 
 
@@ -147,7 +147,7 @@ class EngineSteps:
     def weights(self, model: Llama) -> Llama:
         """The shapes, shardings and, on a TPU, layouts of what `convert` makes of a model of such shapes."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.ndim)),
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.shape)),
             jax.eval_shape(self.convert, model))
 
     def _load(self, model: Llama) -> Any:
@@ -187,10 +187,14 @@ class EngineSteps:
         visits = splash.plan(jnp.zeros((n, 0), jnp.int32), jnp.ones((n, S), bool), RowShape(S, splash.LANES, 0))
         return splash.attend_rows(q, k, v, visits, mesh=self.mesh, is_interpreted=not self._is_tpu)
 
-    def _weight_format(self, path: Any, ndim: int) -> NamedSharding | Format:
+    def _weight_format(self, path: Any, shape: tuple[int, ...]) -> NamedSharding | Format:
         order = WEIGHT_LAYOUTS.get(parameter_name(path))
-        sharding = self._weight_sharding(path, ndim)
-        return Format(Layout(order), sharding) if self._is_tpu and order and ndim == len(order) else sharding
+        sharding = self._weight_sharding(path, len(shape))
+        if not self._is_tpu or not order or len(shape) != len(order):
+            return sharding
+        if sharding.shard_shape(shape)[order[-1]] % splash.LANES:
+            order = (*order[:-2], order[-1], order[-2])
+        return Format(Layout(order), sharding)
 
     def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
         return mesh_lib.sharding(self.mesh, engine_weights.axes(path, ndim), mesh_lib.ENGINE_RULES)
