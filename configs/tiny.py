@@ -37,18 +37,17 @@ def get_config(variant: str = ""):
         raise ValueError(f"configs/tiny.py has no variant {variant!r}; there are {', '.join(filter(None, VARIANTS))}")
     config = config_lib.update(config_lib.default(), {
         "name": "tiny", "seed": 1, "init": "embedded:tiny", "tokenizer": "embedded:tiny", "phases": ("rl",),
-        "tasks.train_count": 4000, "tasks.held_out_count": 400, "tasks.max_function_bytes": 200,
-        "tasks.is_cut": True, "tasks.voice": "user",
-        "tasks.operators": ("comparison_flipped", "boundary", "negated_condition", "missing_not", "and_or"),
+        "tasks.train_count": 4000, "tasks.held_out_count": 400, "tasks.max_function_bytes": 160,
+        "tasks.is_cut": True, "tasks.voice": "user", "tasks.operators": ("missing_not", "boundary", "and_or"),
         "tasks.reworded_share": 1.0,
         "chat": "compact", "prompt.style": "compact", "sft.thought": "{change}", "sft.lines_around": 100,
         "prompt.max_tokens": 160, "answer.max_tokens": 240,
         "model.arch": "init", "model.dtype": "float32",
         "engine.groups": 16, "engine.prefix_buckets": (112, 160), "engine.ticks": 48, "engine.temperature": 0.7,
-        "rl.steps": 88, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 4e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
+        "rl.steps": 100, "rl.prompts": 16, "rl.samples": 8, "rl.learning_rate": 4e-4, "rl.schedule": "cosine", "rl.warmup_steps": 3,
         "rl.row_tokens": (1024, 1280, 1536), "learner.block": 32,
-        "sft.steps": 300, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
-        "eval.every_steps": 0, "eval.examples": 300, "eval.samples": 2, "eval.temperature": 0.7,
+        "sft.steps": 160, "sft.examples": 48, "sft.rows": 4, "sft.learning_rate": 3e-4, "sft.schedule": "constant",
+        "eval.every_steps": 0, "eval.examples": 300, "eval.samples": 4, "eval.temperature": 0.7,
         "checkpoints.every_steps": 20, "checkpoints.keep": 2,
     })
     return config_lib.update(config, VARIANTS[variant])
