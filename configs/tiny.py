@@ -4,11 +4,11 @@
     python -m swerl_jax.main --config=configs/tiny.py      (--config=configs/tiny.py:quick in a minute)
 
 It starts from the policy that ships with the project (forms of configs/tiny_warmstart.py made it), draws tasks from this
-machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. A user
-tells the bugs, in sentences that the warm start has heard mostly about any bug whatever: how far to trust them is for the reward
-to teach.
+machine's standard library, and learns from the paper's reward; held-out functions come from modules that neither saw. In its last
+stage the warm start was taught by demonstrations of which half were guesses, an edit of some kind by chance, about bugs of
+eleven kinds; here all bugs are of three, told by a user, and the reward alone says which edits are repairs.
 
-Two AMD EPYC cores, idle, Python 3.11: 7 minutes. What it changes is in the README, "Watch it learn".
+Two AMD EPYC cores, Python 3.11: ten minutes on one of them, seven on both. What it changes is in the README, "Watch it learn".
 """
 
 from swerl_jax import config as config_lib

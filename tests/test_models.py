@@ -10,6 +10,7 @@ import pytest
 import small
 
 from swerl_jax import assemble, parameters
+from swerl_jax.data.shards import open_examples
 from swerl_jax.learn.metrics import read_metrics
 from swerl_jax.models import shipped
 
@@ -47,6 +48,15 @@ def test_the_shipped_policy_scores_what_is_written(tmp_path):
 
 def test_what_ships_is_small():
     assert sum(path.stat().st_size for path in DIRECTORY.rglob("*")) <= 12 * 2**20
+
+
+def test_the_programs_in_other_styles_have_one_fault_each():
+    rows = open_examples(small.ROOT / "tests" / "bench" / "outside.jsonl")
+    assert len(rows) == 30
+    for example in map(rows.__getitem__, range(len(rows))):
+        (before,), (after,) = example.files.values(), example.oracle.values()
+        compile(before, example.id, "exec"), compile(after, example.id, "exec")
+        assert sum(old != new for old, new in zip(before.split("\n"), after.split("\n"), strict=True)) == 1
 
 
 @pytest.mark.slow
