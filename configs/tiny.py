@@ -8,7 +8,7 @@ machine's standard library, and learns from the paper's reward; held-out functio
 stage the warm start was taught by demonstrations of which half were guesses, an edit of some kind by chance, about bugs of
 eleven kinds; here all bugs are of three, told by a user, and the reward alone says which edits are repairs.
 
-Two AMD EPYC cores, Python 3.11: ten minutes on one of them, seven on both. What it changes is in the README, "Watch it learn".
+Two AMD EPYC cores, Python 3.11: ten minutes on one of them, eight on both. What it changes is in the README, "Watch it learn".
 """
 
 from swerl_jax import config as config_lib
