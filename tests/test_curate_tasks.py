@@ -32,7 +32,8 @@ TEXT = {"tokenizer": "embedded:tiny", "chat": "compact", "prompt__style": "compa
 
 
 def test_a_flag_stands_for_the_sections_setting():
-    assert [command_line._shards_flag(one) for one in ("--config.data=a=b", "-config.data=x", "--config.data", "--config.data.train=x")] == [
+    given = ("--config.data=a=b", "-config.data=x", "--config.data", "--config.data.train=x")
+    assert [command_line._shards_flag(one) for one in given] == [
         "--config.data.shards=a=b", "-config.data.shards=x", "--config.data.shards", "--config.data.train=x"]
 
 
