@@ -220,12 +220,12 @@ def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     return mesh_lib.make_mesh(sizes, devices)
 
 
-def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int,
-           accept: Callable[[Example], str | None]) -> Loader:
-    """The stream of training examples, which every process reads in full: a step's examples are dealt later."""
+def loader(config: ml_collections.ConfigDict, train: tuple[str, ...], seed: int, accept: Callable[[Example], str | None],
+           processes: Processes) -> Loader:
+    """The stream of training examples, of which every process reads its shard."""
     weights = config.data.weights or (1.0,) * len(train)
     return Loader([Source(path, weight) for path, weight in zip(train, weights, strict=True)], seed,
-                  shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed)
+                  shuffle=config.data.shuffle, accept=accept, on_malformed=config.data.on_malformed, readers=processes)
 
 
 def scoring(config: ml_collections.ConfigDict) -> ScoringPool:
@@ -296,11 +296,12 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
                    lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
 
 
-def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...]) -> SftPhase:
+def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
+              processes: Processes = ALONE) -> SftPhase:
     """The supervised phase."""
     settings = SftSettings(config.sft.steps, config.sft.examples, config.sft.prompt_weight)
-    return SftPhase(settings, loader(config, train, config.seed, text.refuses_answer), text.prompt_ids, text.answer_ids,
-                    learner(config, arch, mesh, "sft"), row_sizes.packing(config, mesh, "sft"))
+    return SftPhase(settings, loader(config, train, config.seed, text.refuses_answer, processes), text.prompt_ids,
+                    text.answer_ids, learner(config, arch, mesh, "sft"), row_sizes.packing(config, mesh, "sft"))
 
 
 def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
@@ -314,8 +315,8 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
         max_logp_diff=r.max_logp_diff, importance_cap=r.importance_cap, max_fault_frac=config.reward.max_fault_frac)
     one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=r.prompts, samples=r.samples,
                          groups=config.engine.groups, temperature=config.engine.temperature, purpose="train", processes=processes)
-    return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt), text.prompt_ids, one, collector,
-                   learner(config, arch, mesh, "rl"), row_sizes.packing(config, mesh, "rl"),
+    return RlPhase(settings, loader(config, train, config.seed + 1, text.refuses_prompt, processes), text.prompt_ids, one,
+                   collector, learner(config, arch, mesh, "rl"), row_sizes.packing(config, mesh, "rl"),
                    scorer_retries=lambda: pool.counts.retries, processes=processes)
 
 

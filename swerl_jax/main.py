@@ -87,7 +87,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             _warn(preflight.beyond_context(own, arch))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
         with readable_errors():
-            phases = [assemble.sft_phase(config, arch, mesh, text, train_paths) if name == "sft" else
+            phases = [assemble.sft_phase(config, arch, mesh, text, train_paths, processes) if name == "sft" else
                       assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool, processes)
                       for name in config.phases if config[name].steps]
             evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out, processes)

@@ -1,6 +1,8 @@
 """The stream of examples: its order, its shares, its one integer, and what falls out of it."""
 
 import collections
+import concurrent.futures
+import threading
 
 import pytest
 
@@ -14,8 +16,7 @@ def examples(name: str, count: int) -> list[Example]:
 
 
 def draw(loader: Loader, count: int) -> list[tuple[int, str]]:
-    drawn = [loader.next() for _ in range(count)]
-    return [(index, example.id) for index, example in drawn]
+    return [(drawn.index, drawn.example.id) for drawn in loader.take(count)]
 
 
 def refuse_even(example: Example) -> str | None:
@@ -56,21 +57,50 @@ def test_position_restores_exactly_whatever_was_dropped():
         make().restore({"place": 3})
 
 
-def test_processes_partition_the_stream_and_restore_under_another_number():
-    def make(index: int, count: int) -> Loader:
-        return Loader([Source(examples("a", 31))], 3, process_index=index, process_count=count, accept=refuse_even)
+class Reader:
+    """One of several readers, each in a thread of its own; `board` is where they leave what they bring."""
 
-    everything = draw(make(0, 1), 60)
-    states = []
-    for index in range(3):
-        loader = make(index, 3)
-        assert draw(loader, 10) == everything[index:30:3]
-        states.append(loader.state())
-    assert states[0] == states[1] == states[2]
-    for index in range(2):
-        loader = make(index, 2)
-        loader.restore(states[0])
-        assert draw(loader, 15) == everything[30 + index:60:2]
+    def __init__(self, index: int, board: list, barrier: threading.Barrier):
+        self.index, self.count, self._board, self._barrier = index, len(board), board, barrier
+
+    def exchange(self, name, work):
+        self._board[self.index] = name, work()
+        self._barrier.wait(10)
+        found = list(self._board)
+        self._barrier.wait(10)
+        assert {one for one, _ in found} == {name}
+        return [value for _, value in found]
+
+
+def test_readers_share_the_reading_agree_and_restore_under_another_number():
+    def taken(count, state, sizes):
+        """What every one of so many readers takes, its state afterwards, and the examples that it judged and encoded."""
+        board, barrier = [None] * count, threading.Barrier(count)
+
+        def read(index):
+            seen = []
+
+            def accept(example):
+                seen.append(example.id)
+                return refuse_even(example)
+
+            loader = Loader([Source(examples("a", 31))], 3, accept=accept, readers=Reader(index, board, barrier))
+            loader.restore(state)
+            drawn = [one for size in sizes for one in loader.take(size, lambda example: example.id + "!")]
+            return [(one.index, one.example.id, one.encoded) for one in drawn], loader.state(), seen
+
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            return list(pool.map(read, range(count)))
+
+    [(everything, end, read)] = taken(1, {"position": 0}, [60])
+    assert [encoded for *_, encoded in everything] == [name + "!" for _, name, _ in everything]
+    first = taken(3, {"position": 0}, [4, 25, 1])
+    assert all(drawn == everything[:30] and state == first[0][1] for drawn, state, _ in first)
+    shares = [len(seen) for *_, seen in first]
+    assert sum(shares) == first[0][1]["position"] and max(shares) - min(shares) <= 1  # nothing was read by two
+    second = taken(2, first[0][1], [7, 23])
+    assert all(drawn == everything[30:] and state == end for drawn, state, _ in second)
+    assert sum(shares) + sum(len(seen) for *_, seen in second) == len(read)
 
 
 def test_weights_are_the_shares_of_the_draws():
@@ -89,14 +119,14 @@ def test_refused_rows_are_counted_by_reason():
     assert collections.Counter(name for _, name in draw(loader, 4)) == {"a0": 2, "a4": 2}
     loader.restore({"position": 0})
     while loader.epoch < 2:
-        loader.next()
+        loader.take(1)
     assert loader.counters["dropped/over_budget"] >= 4 and loader.counters["dropped/too_old"] >= 2
 
 
 def test_an_epoch_of_refusals_is_an_error():
     loader = Loader([Source(examples("a", 5))], seed=0, accept=lambda example: "over_budget")
     with pytest.raises(ValueError, match="over_budget.*raise the limit"):
-        loader.next()
+        loader.take(1)
     assert loader.state() == {"position": 0}
 
 
@@ -135,7 +165,6 @@ def test_wrong_set_up_is_refused(tmp_path):
         ([], {}),
         ([Source([])], {}),
         ([Source(examples("a", 1), 0.0)], {}),
-        ([Source(examples("a", 1))], {"process_index": 2, "process_count": 2}),
         ([Source(examples("a", 1))], {"on_malformed": "ignore"}),
         ([Source(tmp_path / "absent.jsonl")], {}),
     ):

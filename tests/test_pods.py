@@ -13,6 +13,7 @@ import reference_llama as reference
 import small
 
 from swerl_jax import config as config_lib, engines
+from swerl_jax.data.loader import Drawn
 from swerl_jax.data.records import SCORED, STOP, Example, Group, Outcome, Rollout
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.checkpoint import Checkpoints
@@ -35,9 +36,11 @@ class Stream:
     def __init__(self):
         self.position = 0
 
-    def next(self):
-        self.position += 1
-        return self.position, Example(str(self.position), "", "", "", {}, {})
+    def take(self, count, encode):
+        numbers = range(self.position + 1, self.position + count + 1)
+        self.position += count
+        examples = [Example(str(number), "", "", "", {}, {}) for number in numbers]
+        return [Drawn(number, example, encode(example)) for number, example in zip(numbers, examples)]
 
     def state(self):
         return {"position": self.position}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference_llama as reference
 
+from swerl_jax.data.loader import Drawn
 from swerl_jax.data.records import INFRA_FAULT, LENGTH, POLICY_FAULT, SCORED, STOP, TRUNCATED, Example, Group, Outcome, Rollout
 from swerl_jax.env.collector import Collector
 from swerl_jax.env.episode import SingleTurn, Task, rollout
@@ -36,9 +37,11 @@ class Stream:
     def __init__(self):
         self.position = 0
 
-    def next(self):
-        self.position += 1
-        return self.position - 1, Example(str(self.position - 1), "", "", "x", {}, {})
+    def take(self, count, encode):
+        numbers = range(self.position, self.position + count)
+        self.position += count
+        examples = [Example(str(number), "", "", "x", {}, {}) for number in numbers]
+        return [Drawn(number, example, encode(example)) for number, example in zip(numbers, examples)]
 
 
 class SilentEngine:

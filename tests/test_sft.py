@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import reference_llama as reference
 
+from swerl_jax.data.loader import Drawn
+from swerl_jax.data.loader import Drawn
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
@@ -22,9 +24,10 @@ class Stream:
 
     position: int = 0
 
-    def next(self):
-        self.position += 1
-        return self.position - 1, self.position - 1
+    def take(self, count, encode):
+        numbers = range(self.position, self.position + count)
+        self.position += count
+        return [Drawn(number, number, encode(number)) for number in numbers]
 
 
 def ids(example, lengths):

@@ -12,6 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grain
 
@@ -43,6 +44,40 @@ class Source:
     weight: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """An accepted draw.
+
+    Attributes:
+      index: of the draw, unique in the endless stream and the same whoever reads it. encoded: what was made of `example`.
+    """
+
+    index: int
+    example: Example
+    encoded: Any
+
+
+class Readers(Protocol):
+    """Those who read one stream together: number `index` of `count` (see learn.processes.Processes)."""
+
+    index: int
+    count: int
+
+    def exchange(self, name: str, work: Callable[[], Any]) -> list[Any]:
+        """What `work` returns with each of them, in their order."""
+
+
+class OneReader:
+    """Readers, where there is nobody else."""
+
+    index, count = 0, 1
+
+    def exchange(self, name: str, work: Callable[[], Any]) -> list[Any]:
+        """What `work` returns."""
+        del name
+        return [work()]
+
+
 def accept_all(example: Example) -> None:
     """Refuses nothing."""
     del example
@@ -68,19 +103,18 @@ def readable(rows: Sequence[Example], numbers: Iterable[int], on_malformed: str)
 class Loader:
     """Draws examples from a mixture of sources, reshuffled every epoch, the same everywhere for the same seed.
 
-    There is one global stream of draws; each has an index. Draws that are refused drop out, and of those that remain
-    every process takes its turn: with n processes, process p takes accepted draws p, p + n, p + 2n … Every process
-    looks at the draws of the others too, because only so do all agree on the position whatever was refused. Hence,
-    between calls of `next` made equally often by all, the position is the same integer on every process and can be
-    restored under another number of processes: nothing is skipped and nothing is drawn twice.
+    There is one endless stream of draws; each has an index. Draws that are refused drop out. Of n readers the p-th
+    reads, judges and encodes the draws p, p + n, p + 2n …, and all tell each other what they found: so they agree on the
+    position, which is one integer, and it can be restored under another number of readers: nothing is skipped and nothing is
+    drawn twice.
 
     Args:
       sources: at least one; none empty.
       seed: decides the order.
       shuffle: if False, every source is read in its own order, again and again.
-      process_index, process_count: which share of the stream `next` returns.
       accept: returns None, or why the example is dropped, e.g. "over_budget"; must depend on the example alone.
       on_malformed: STOP or SKIP, which names each row once.
+      readers: take the same draws in the same order.
     """
 
     def __init__(
@@ -89,22 +123,19 @@ class Loader:
         seed: int,
         *,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
         accept: Callable[[Example], str | None] = accept_all,
         on_malformed: str = STOP,
+        readers: Readers = OneReader(),
     ):
         if on_malformed not in (STOP, SKIP):
             raise ValueError(f"on_malformed is {on_malformed!r}; needed is {STOP!r} or {SKIP!r}")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} of {process_count}; needed is an index below the count")
         self._names, rows = _open(sources)
         self._stream = _mix(rows, [source.weight for source in sources], seed, shuffle)
         total = sum(source.weight for source in sources)
         self._epoch_draws = max(
             math.ceil(len(part) * (total / source.weight)) for part, source in zip(rows, sources, strict=True)
         )
-        self._process_index, self._process_count = process_index, process_count
+        self._readers = readers
         self._accept, self._on_malformed = accept, on_malformed
         self._state = {POSITION: 0}
         self._named: set[tuple[str, int]] = set()  # malformed rows
@@ -129,7 +160,7 @@ class Loader:
         return dict(self._state)
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes on where `state` was taken, under any number of processes.
+        """Goes on where `state` was taken, under any number of readers.
 
         Raises:
           ValueError: the position is missing or negative.
@@ -139,37 +170,47 @@ class Loader:
             raise ValueError(f"the loader's state is {dict(state)}; needed is a {POSITION!r} of at least 0")
         self._state = {name: operator.index(value) for name, value in state.items()}
 
-    def next(self) -> tuple[int, Example]:
-        """Draws this process's next example.
+    def take(self, count: int, encode: Callable[[Example], Any] = lambda example: None) -> list[Drawn]:
+        """The next `count` accepted draws, all of them with every reader.
 
-        Returns:
-          The draw's index, unique in the endless global stream and the same whatever the number of processes, and
-          the example.
+        Args:
+          encode: what is wanted of an example; must depend on it alone.
 
         Raises:
           MalformedRow: a row is no example and `on_malformed` is STOP.
           ValueError: a whole epoch held nothing acceptable.
+          As readers.exchange, where there are several.
         """
-        # A copy, put back in one assignment: an error or another thread's `state()` never sees half a round.
-        state = dict(self._state)
-        turns = [self._draw(state) for _ in range(self._process_count)]
+        # A copy, put back in one assignment: an error or another thread's `state()` never sees half of it.
+        state, taken, refusals = dict(self._state), [], []
+        while len(taken) < count:
+            window = range(state[POSITION], state[POSITION] + count - len(taken))
+            for index, (drawn, reason) in zip(window, self._look(window, encode), strict=True):
+                state[POSITION] = index + 1
+                if reason is None:
+                    taken.append(drawn)
+                    refusals.clear()
+                    continue
+                state[DROPPED + reason] = state.get(DROPPED + reason, 0) + 1
+                refusals.append(reason)
+                if len(refusals) == _PATIENCE * self._epoch_draws:
+                    raise ValueError(
+                        f"{len(refusals)} draws in a row, all of {', '.join(self._names)}, were dropped as "
+                        f"{sorted(set(refusals))}; needed is at least one acceptable example: raise the limit or change the data")
         self._state = state
-        return turns[self._process_index]
+        return taken
 
-    def _draw(self, state: dict[str, int]) -> tuple[int, Example]:
-        reasons = set()
-        for _ in range(_PATIENCE * self._epoch_draws):
-            index = state[POSITION]
-            state[POSITION] += 1
-            example, reason = self._read(index)
-            if reason is None:
-                return index, example
-            reasons.add(reason)
-            state[DROPPED + reason] = state.get(DROPPED + reason, 0) + 1
-        raise ValueError(
-            f"{_PATIENCE * self._epoch_draws} draws in a row, all of {', '.join(self._names)}, were dropped as "
-            f"{sorted(reasons)}; needed is at least one acceptable example: raise the limit or change the data"
-        )
+    def _look(self, window: range, encode: Callable[[Example], Any]) -> Iterator[tuple[Drawn | None, str | None]]:
+        """(what was drawn, None) or (None, why it drops out), of every draw in `window`; each reader reads its shard."""
+        readers = self._readers
+        shards = readers.exchange(f"reading draws {window.start} to {window.stop}", lambda: [
+            self._judged(index, encode) for index in window if index % readers.count == readers.index])
+        found = [iter(shard) for shard in shards]
+        return (next(found[index % readers.count]) for index in window)
+
+    def _judged(self, index: int, encode: Callable[[Example], Any]) -> tuple[Drawn | None, str | None]:
+        example, reason = self._read(index)
+        return (Drawn(index, example, encode(example)), None) if reason is None else (None, reason)
 
     def _read(self, index: int) -> tuple[Example | None, str | None]:
         try:

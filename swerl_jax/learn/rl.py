@@ -127,17 +127,14 @@ class RlPhase:
                     f"{len(drawn)} groups were drawn and only {len(kept)} have unequal rewards, "
                     f"{settings.prompts} are needed; raise rl.max_draws or rl.samples, choose examples that are neither too "
                     "easy nor too hard, or set rl.drop_constant_groups=False")
-            tasks = [self._task() for _ in range(need)]
+            tasks = [Task(one.index, one.example, one.encoded, settings.samples)
+                     for one in self.loader.take(need, self._prompt_ids)]
             groups = deal.answer(f"answers of step {step}, {len(drawn)} groups before", tasks, self.engine, self._collector,
                                  self._processes)
             drawn += groups
             kept += [g for g in groups if not (settings.drop_constant_groups and advantage.is_constant(_rewards(g)))]
         self.engine.unload()
         return kept
-
-    def _task(self) -> Task:
-        index, example = self.loader.next()
-        return Task(index, example, self._prompt_ids(example), self.settings.samples)
 
     def _check_faults(self, faults: float, answers: int) -> None:
         limit = self.settings.max_fault_frac

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,9 +53,8 @@ class SftPhase:
         """Returns (state, metrics and, under "skips", whether its update was skipped, no rollout rows)."""
         del step
         started = time.perf_counter()
-        examples = [self.loader.next()[1] for _ in range(self.settings.examples)]
-        prompts = [self._prompt_ids(example) for example in examples]
-        answers = [self._answer_ids(example) for example in examples]
+        drawn = self.loader.take(self.settings.examples, lambda example: (self._prompt_ids(example), self._answer_ids(example)))
+        prompts, answers = zip(*(one.encoded for one in drawn), strict=True)
         batches = pack(self._groups(prompts, answers), self._packing)
         gradient, sums = self.learner.gradient(state.params, batches)
         state, report = self.learner.update(state, gradient)
@@ -70,7 +69,7 @@ class SftPhase:
             "prompt/mean": float(np.mean([len(ids) for ids in prompts])),
             "seconds/learn": seconds, "tokens_per_s/learn": valid / seconds}, []
 
-    def _groups(self, prompts: list[np.ndarray], answers: list[np.ndarray]) -> list[Prefixed]:
+    def _groups(self, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[Prefixed]:
         """Every answer behind its prompt; or, where prompts are learnt too, whole documents behind the first id."""
         if not self.settings.prompt_weight:
             weights = token_weights("token_mean", [len(ids) for ids in answers])
