@@ -289,11 +289,17 @@ def learner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, phase: st
     optimizer = OptimizerSettings(p.learning_rate, p.schedule, p.warmup_steps, steps, o.beta1, o.beta2, o.epsilon,
                                   o.weight_decay, o.max_grad_norm, p.muon_learning_rate, moments)
     loss = LossSettings("nll") if phase == "sft" else LossSettings(
-        config.rl.loss, config.rl.clip_low, config.rl.clip_high, config.rl.kl_coefficient, config.engine.temperature)
+        p.loss, p.clip_low, p.clip_high, p.kl_coefficient, config.engine.temperature,
+        importance_cap=0.0 if _asks_before(config) else p.importance_cap)
     return Learner(arch, mesh, optimizer, loss, dtype=jnp.dtype(config.model.dtype),
                    param_dtype=jnp.dtype(config.model.param_dtype), remat=config.learner.remat,
                    vocabulary_chunk=config.learner.vocabulary_chunk, attention=config.learner.attention,
                    lora=Lora(config.lora.rank, config.lora.alpha, config.lora.targets) if config.lora.rank else None)
+
+
+def _asks_before(config: ml_collections.ConfigDict) -> bool:
+    """Whether importance weights need a pass of their own: for a single update the gradient's pass has what they need."""
+    return bool(config.rl.importance_cap) and config.rl.minibatches * config.rl.epochs > 1
 
 
 def sft_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, train: tuple[str, ...],
@@ -328,7 +334,7 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
     if phase == "sft":
         whole = (1, sum(tokens) - 1)  # documents, behind their first id
         return Parts(*built, StepShape(config.sft.examples, 1, *(whole if config.sft.prompt_weight else tokens)), None)
-    shape = StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs, is_weighted=bool(r.importance_cap),
+    shape = StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs, is_weighted=_asks_before(config),
                       has_reference=bool(r.kl_coefficient))
     return Parts(*built, shape, engines.planned(config, arch, mesh))
 

@@ -105,7 +105,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "rl.max_draws": (4, "with drop_constant_groups: at most this many times rl.prompts are drawn a step"),
     "rl.row_tokens": ((), "branch tokens a row may hold [tokens]; empty: what a group needs, a half and a quarter of it"),
     "rl.max_lag": (0, "optimiser steps that a rollout may be behind; only 0 (synchronous) is implemented"),
-    "rl.importance_cap": (0.0, "at least 1: weigh tokens by learner / sampler probability, at most so much (truncated importance sampling), for a forward pass more; 0: the clip alone corrects; ours"),
+    "rl.importance_cap": (0.0, "at least 1: weigh tokens by learner / sampler probability, at most so much (truncated importance sampling); before several updates that is a forward pass more; 0: the clip alone corrects; ours"),
     "rl.max_logp_diff": (0.05, "mean |learner − sampler| log-probability above which the run stops [nats]; ours"),
     # -- supervised fine-tuning ---------------------------------------------------------------------------------------
     "sft.steps": (0, "optimiser steps"),

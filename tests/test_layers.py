@@ -154,7 +154,7 @@ MAY_IMPORT = {
     "learn.batch": "policy.attention policy.context",
     "learn.loss": "",
     "learn.importance": "learn.batch",
-    "learn.learner": "learn.batch learn.loss policy.*",
+    "learn.learner": "learn.importance learn.batch learn.loss policy.*",
     "learn.processes": "",
     "learn.deal": "data.records env.collector env.episode learn.processes policy.engine",
     "learn.manifest": "data.atomic_file",

@@ -231,6 +231,8 @@ def test_passes_without_a_gradient():
     assert {program.name: program.runs for program in plan_programs.learning(parts)} == {
         "gradient 4 × 768": 2, "forward 4 × 768": 3, "update": 2}
     assert plan_programs.resident(parts)["reference"] == plan_programs.resident(parts)["parameters"]
+    parts = assemble.plan_parts(config := small(rl__importance_cap=2.0), TWO_LAYERS, assemble.mesh(config, jax.devices()[:4]))
+    assert [program.name for program in plan_programs.learning(parts)] == ["gradient 4 × 768", "update"], "one update needs none"
 
 
 def test_taught_documents_are_planned_as_they_are_packed():

@@ -88,9 +88,9 @@ def _parameters():
 
 
 @functools.cache
-def learner():
+def learner(kind="clip", importance_cap=0.0):
     optimizer = OptimizerSettings(0.05, "constant", 0, 100)
-    return Learner(ARCH, reference.one_device(), optimizer, LossSettings("clip"))
+    return Learner(ARCH, reference.one_device(), optimizer, LossSettings(kind, importance_cap=importance_cap))
 
 
 def state():
@@ -104,9 +104,8 @@ def prompt_ids(example):
 PACKING = PackSettings((8,), (24,), block=4, max_branch_tokens=ANSWER, rows=2)
 
 
-def phase(collector, **changes):
-    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, learner(),
-                   PACKING)
+def phase(collector, using=None, **changes):
+    return RlPhase(settings(**changes), Stream(), prompt_ids, SilentEngine(), collector, using or learner(), PACKING)
 
 
 def test_constant_groups_are_dropped_and_others_drawn_instead():
@@ -249,6 +248,19 @@ def test_importance_weights_are_truncated_and_leave_the_clip_to_the_updates():
         assert metrics["importance/capped_frac"] == (cap < weight + 0.1)
         assert metrics["clip/low_frac"] == metrics["clip/high_frac"] == 0
     assert step(-0.3)["clip/high_frac"] > 0, "uncorrected, the clip sees the difference"
+
+
+@pytest.mark.parametrize("kind", ["clip", "cispo"])
+def test_the_pass_of_a_single_update_weighs_as_a_pass_before_it_would(kind):
+    collector = ScriptedCollector(lambda index: (0.0, 1.0), logp_error=-0.3)
+    changes = {"max_logp_diff": 1.0, "importance_cap": 1.2}
+    one, asked, _ = phase(collector, learner(kind), **changes).step(state(), 0)
+    two, within, _ = phase(collector, learner(kind, 1.2), **changes).step(state(), 0)
+    for key in ("loss", "grad_norm", "logp_diff/mean", "logp_diff/max", "importance/capped_frac", "entropy"):
+        assert within[key] == pytest.approx(asked[key], rel=1e-6), key
+    assert within["importance/capped_frac"] == 1 and within["clip/high_frac"] == asked["clip/high_frac"] == 0
+    for name, value in reference.parameters(one.params).items():
+        np.testing.assert_allclose(reference.parameters(two.params)[name], value, rtol=1e-5, atol=1e-6)
 
 
 TEMPERATURE = 0.8

@@ -1,7 +1,8 @@
 """Truncated importance sampling: the weight of tokens that a slightly different policy has sampled.
 
 On the path: rollouts → packed rows → here → updates. Where the sampler computes in another way than the learner (narrow
-numbers, other kernels), its log-probabilities are not those of the policy that learns.
+numbers, other kernels), its log-probabilities are not those of the policy that learns. A step of one update meets the
+learner's own in the pass that makes the gradient; before several updates, they are asked for in a pass of their own.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swerl_jax.learn.batch import Batch
 
 
-def corrected(batch: Batch, logp: np.ndarray, cap: float) -> Batch:
-    """The batch as if the learner had sampled it: advantages times min(π / μ, cap) a token, and π as the old policy.
+def weight(logp: jax.Array, sampled_logp: jax.Array, cap: float) -> jax.Array:
+    """min(π / μ, cap) of every token, in the shape of log π and log μ.
 
-    Source: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025). The clip of the
-    loss then looks only at what the updates of the step change.
+    Source: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025).
+    """
+    return jnp.exp(jnp.minimum(logp - sampled_logp, np.log(cap)))
+
+
+def corrected(batch: Batch, logp: np.ndarray, cap: float) -> Batch:
+    """The batch as if the learner had sampled it: advantages times `weight`, and π as the old policy.
+
+    The clip of the loss then looks only at what the updates of the step change.
 
     Args:
       batch: its logp is the sampler's, log μ.
@@ -26,8 +36,7 @@ def corrected(batch: Batch, logp: np.ndarray, cap: float) -> Batch:
       cap: the largest weight, at least 1.
     """
     logp = np.where(batch.is_sampled, logp, 0.0).astype(np.float32)
-    weight = np.exp(np.minimum(logp - batch.logp, np.log(cap))).astype(np.float32)
-    return dataclasses.replace(batch, logp=logp, advantage=batch.advantage * weight)
+    return dataclasses.replace(batch, logp=logp, advantage=batch.advantage * np.asarray(weight(logp, batch.logp, cap)))
 
 
 def differences(batches: Sequence[Batch], logps: Sequence[np.ndarray], cap: float) -> dict[str, float]:

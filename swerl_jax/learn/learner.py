@@ -8,6 +8,7 @@ however narrow the parameters: 4 bytes for each that learns.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
+from swerl_jax.learn import importance
 from swerl_jax.learn.batch import Batch
 from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
 from swerl_jax.policy import mesh as mesh_lib
@@ -118,7 +120,7 @@ class State:
 
 # Sums over the loss tokens of a batch (max for *_max); divide by "tokens" for means.
 ZERO_SUMS = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "kl": 0.0, "clip_low": 0.0, "clip_high": 0.0,
-             "logp_diff": 0.0, "logp_diff_max": 0.0}
+             "logp_diff": 0.0, "logp_diff_max": 0.0, "capped": 0.0}
 
 
 class Learner:
@@ -282,17 +284,21 @@ class Learner:
         settings = self.loss
         logp, entropy = self._forward(params, rows=batch)
         logp = jnp.where(batch.is_sampled, logp, 0.0)
-        token_loss = LOSSES[settings.kind](logp, batch.logp, batch.advantage, settings)
+        old, advantage, cap = batch.logp, batch.advantage, settings.importance_cap
+        if cap:
+            old = jax.lax.stop_gradient(logp)
+            advantage = advantage * importance.weight(old, batch.logp, cap)
+        token_loss = LOSSES[settings.kind](logp, old, advantage, settings)
         kl = k3(logp, jnp.where(batch.is_sampled, ref_logp, 0.0))
         if settings.kl_coefficient:
             token_loss = token_loss + settings.kl_coefficient * kl
         loss = jnp.sum(jnp.where(batch.is_sampled, batch.weight * token_loss, 0.0))
-        low, high = clipped_fractions(logp, batch.logp, batch.advantage, settings)
-        difference = jnp.abs(logp - batch.logp)
+        low, high = clipped_fractions(logp, old, advantage, settings)
+        difference = logp - batch.logp
         per_token = {"tokens": 1.0, "entropy": entropy, "kl": kl, "clip_low": low, "clip_high": high,
-                     "logp_diff": difference}
+                     "logp_diff": jnp.abs(difference), "capped": difference > math.log(cap) if cap else 0.0}
         sums = {name: jnp.sum(jnp.where(batch.is_sampled, value, 0.0)) for name, value in per_token.items()}
-        return loss, {**sums, "loss": loss, "logp_diff_max": jnp.max(jnp.where(batch.is_sampled, difference, 0.0))}
+        return loss, {**sums, "loss": loss, "logp_diff_max": jnp.max(jnp.where(batch.is_sampled, jnp.abs(difference), 0.0))}
 
     def _accumulate(self, params: Llama, gradient: Any, sums: dict[str, jax.Array], batch: Batch, ref_logp: jax.Array):
         part, new = jax.grad(lambda learned: self._loss(_joined(learned, params), batch, ref_logp), has_aux=True)(

@@ -22,6 +22,8 @@ class LossSettings:
       clip_low, clip_high: ε below and above a ratio of 1 (DAPO's decoupled clip; equal ones are PPO's).
       kl_coefficient: β of the k3 penalty against the reference policy; 0 needs no reference.
       temperature: the one that answers were sampled at; log-probabilities are of that distribution.
+      importance_cap: above 0, the batch's log-probabilities are the sampler's, and the policy as it is now is the old one:
+        tokens are weighed by importance.weight. Right only while the parameters are those that were sampled from.
     """
 
     kind: str = "clip"
@@ -29,6 +31,7 @@ class LossSettings:
     clip_high: float = 0.2
     kl_coefficient: float = 0.0
     temperature: float = 1.0
+    importance_cap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:

@@ -28,7 +28,7 @@ class StepShape:
     Attributes:
       prompts, samples: P and R. prompt_tokens, answer_tokens: of a prompt and of an answer. minibatches, epochs: optimiser
         steps an epoch, and passes over what was drawn.
-      is_weighted: by importance, for a forward pass over what was drawn. has_reference: a frozen policy is held, and asked
+      is_weighted: by importance, with a forward pass over what was drawn. has_reference: a frozen policy is held, and asked
         before every optimiser step.
     """
 

@@ -150,7 +150,7 @@ class RlPhase:
         minibatches = [pack(self._prefixed(groups[start:start + size]), self._packing) for start in starts]
         minibatches = [batches for batches in minibatches if batches]
         agreement: dict[str, float] = {}
-        if settings.importance_cap and minibatches:
+        if settings.importance_cap and not self.learner.loss.importance_cap and minibatches:
             minibatches, agreement = self._corrected(state.params, minibatches)
         sums, reports = [], []
         for batches in minibatches * settings.epochs:
