@@ -14,8 +14,9 @@ planner says of it is in docs/tpu.md.
 from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips for the learner. Two prompts' answers are drawn by 16 chips together, each key head on two of
-# them, and with weights of eight bits: what limits a step of decoding is how fast weights come to the matrix units.
-CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 16, "engine.weights": "int8"}
+# them, and with weights of eight bits: what limits a step of decoding is how fast weights come to the matrix units. What the
+# rounding changes, importance weights correct: of a single update they cost nothing.
+CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 16, "engine.weights": "int8", "rl.importance_cap": 2.0}
 VARIANTS = {"": {}, "v5p": CHIPS | {"learner.remat": "attention"},
             "v6e": CHIPS | {"optimizer.moments_dtype": "bfloat16", "rl.row_tokens": (32_768,)}}
 

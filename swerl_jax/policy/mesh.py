@@ -17,22 +17,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("slice", "fsdp", "tensor", "context")
 
-# Axis letter (see arch.py) → mesh axes. B and P are data; parameters are cut over fsdp and context along D and over tensor
-# along heads, hidden width and vocabulary; slices repeat them. A row's tokens T are cut over context (see context.py).
-# Letters that are not listed are never cut.
-LEARNER_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "B": ("slice", "fsdp"), "T": "context", "D": ("fsdp", "context"), "K": "tensor", "F": "tensor", "V": "tensor",
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+_DATA = ("slice", "fsdp")
+# Axis letter (see arch.py) → the mesh axes that cut it, in three columns; letters that are not listed are never cut.
+# - What the learner keeps: parameters are cut over fsdp and context along D, and over tensor along heads, hidden width and
+#   vocabulary; slices repeat them. A row's tokens T are cut over context (see context.py).
+# - What it computes with: between layers T is cut over tensor, too, because the backward pass keeps what is there (sequence
+#   parallelism, arXiv 2205.05198, §4.2.2), and inside a layer, written t, over context alone. A layer's parameters are gathered
+#   from the fsdp and context axes to be used.
+# - The engine keeps whole weights in every data replica and deals its group slots P over the data axes.
+_TABLE = {
+    #     learner               activations             engine
+    "B": (_DATA,                _DATA,                  None),
+    "P": (None,                 None,                   _DATA),
+    "T": ("context",            ("context", "tensor"),  None),
+    "t": (None,                 "context",              None),
+    "D": (("fsdp", "context"),  None,                   None),
+    "K": ("tensor",             "tensor",               "tensor"),
+    "N": (None,                 None,                   "tensor"),
+    "F": ("tensor",             "tensor",               "tensor"),
+    "V": ("tensor",             "tensor",               "tensor"),
 }
-# The engine keeps whole weights in every data replica and deals its group slots over the data axes.
-ENGINE_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "P": ("slice", "fsdp"), "K": "tensor", "F": "tensor", "V": "tensor", "N": "tensor",
-}
-# What the learner computes with. Between layers tokens T are cut over tensor, too, because the backward pass keeps what is
-# there (sequence parallelism, arXiv 2205.05198, §4.2.2); inside a layer over context alone, written t. A layer's parameters
-# are gathered from the fsdp and context axes to be used.
-ACTIVATION_RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "B": ("slice", "fsdp"), "T": ("context", "tensor"), "t": "context", "K": "tensor", "F": "tensor", "V": "tensor",
-}
+LEARNER_RULES, ACTIVATION_RULES, ENGINE_RULES = ({letter: row[column] for letter, row in _TABLE.items()} for column in range(3))
 # (array, the letters of its axes, those of its gradient if other) → the array, where the mesh wants it
 Place = Callable[..., jax.Array]
 
@@ -72,12 +79,12 @@ def slices(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
-def spec(letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:
+def spec(letters: str, rules: Rules) -> PartitionSpec:
     """The partition specification of an array whose axes are `letters`, separated by spaces ("L D F")."""
     return PartitionSpec(*(rules.get(letter) for letter in letters.split()))
 
 
-def sharding(mesh: Mesh, letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> NamedSharding:
+def sharding(mesh: Mesh, letters: str, rules: Rules) -> NamedSharding:
     """As `spec`, on a mesh."""
     return NamedSharding(mesh, spec(letters, rules))
 
@@ -88,7 +95,7 @@ def anywhere(x: jax.Array, letters: str, gradient: str = "") -> jax.Array:
     return x
 
 
-def placer(mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> Place:
+def placer(mesh: Mesh, rules: Rules) -> Place:
     """The Place of a mesh (see `fitting`)."""
     if mesh.size == 1:
         return anywhere
@@ -105,7 +112,7 @@ def placer(mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> Pla
     return place
 
 
-def fitting(mesh: Mesh, shape: Sequence[int], letters: str, rules: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:
+def fitting(mesh: Mesh, shape: Sequence[int], letters: str, rules: Rules) -> PartitionSpec:
     """As `spec`, of an array of this shape: of an axis's mesh axes only the first ones that together divide its size."""
     def dividing(cut: str | tuple[str, ...] | None, size: int) -> tuple[str, ...]:
         axes = (cut,) if isinstance(cut, str) else cut or ()
