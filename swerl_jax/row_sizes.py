@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from swerl_jax import config_rules, engines
 from swerl_jax.learn.batch import PackSettings
-from swerl_jax.policy import context
+from swerl_jax.policy import context, splash
 
 SFT_SIZES = 6  # of rows: the longest and five shorter ones
 
@@ -36,6 +36,7 @@ def packing(config: ml_collections.ConfigDict, mesh: Mesh, phase: str) -> PackSe
         if config.sft.prompt_weight:
             prefixes, longest = (0,), longest + config.prompt.max_tokens
         step = -(-longest // SFT_SIZES)
+        step += -step % splash.LANES if step > splash.LANES else 0  # what a kernel would pad is room for tokens
         sizes = tuple(step * (i + 1) for i in range(SFT_SIZES))
         return settings(prefixes, sizes, step if parts == 1 else common, config.sft.rows)
     padded = -(-longest // common) * common

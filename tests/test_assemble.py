@@ -80,6 +80,14 @@ def test_rows_are_rounded_up_to_what_can_be_cut():
     assert (sft.prefix_buckets, sft.branch_buckets, sft.block, sft.rows, sft.parts) == ((512, 1024), (512,), 128, 8, 2)
 
 
+def test_taught_answers_fill_what_a_kernel_would_pad():
+    """Sixths of the longest: 50 tokens as they are, 167 as two of the kernel's 128."""
+    for longest, step in ((300, 50), (1000, 256)):
+        config = config_lib.update(config_lib.default(), {"prompt.max_tokens": 1000, "answer.max_tokens": longest})
+        found = row_sizes.packing(config, assemble.mesh(config, jax.devices()[:1]), "sft")
+        assert (found.block, found.branch_buckets) == (step, tuple(step * n for n in range(1, 7)))
+
+
 def test_slices_of_tpus_are_an_axis_of_the_mesh(monkeypatch):
     monkeypatch.setattr(mesh_lib, "slices", lambda devices: 2)
     made = [assemble.mesh(config_lib.update(config_lib.default(), {"mesh.slice": n}), jax.devices()[:8]) for n in (1, 2, 4)]

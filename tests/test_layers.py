@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
-    "row_sizes": "config_rules engines learn.batch policy.context",
+    "row_sizes": "config_rules engines learn.batch policy.context policy.splash",
     "main": "*",
     "assemble": "*",
     # data/: the nouns, and where examples come from
