@@ -5,9 +5,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
 
+from swerl_jax.learn import plan_programs
 from swerl_jax.policy import decode_kernel
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
@@ -81,15 +85,41 @@ def test_attention_to_caches(name, H):
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer
 
 
+def _decoding(mesh, learner_mesh, H=128, F=4096):
+    """(steps, the learner's model) of 16 layers."""
+    arch = Arch(V=512, D=1024, L=16, N=4 * 1024 // H, K=4, H=H, F=F)
+    with jax.set_mesh(learner_mesh):
+        model = jax.eval_shape(lambda: Llama(arch, jax.random.key(0)))
+        shardings = nnx.get_named_sharding(model, learner_mesh)
+    model = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), model, shardings)
+    return EngineSteps(arch, EngineSettings(4, 4, (512,), (512,), (0,), dtype=jnp.bfloat16, is_unrolled=False), mesh), model
+
+
 @pytest.mark.parametrize(("H", "F"), [(128, 4096), (128, 4480), (64, 4096)])
 def test_decoding_copies_no_weights(H, F):
     """A device's part of a matrix fills whole lanes (1,024 or 128 numbers), or does not (1,120, or 64)."""
     mesh = _mesh("v5e:2x2", {"fsdp": 1, "tensor": 4})
-    arch = Arch(V=512, D=1024, L=16, N=4 * 1024 // H, K=4, H=H, F=F)
-    with jax.set_mesh(mesh):
-        model = jax.eval_shape(lambda: Llama(arch, jax.random.key(0)))
-    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.sharding(mesh, "", {})), model)
-    steps = EngineSteps(arch, EngineSettings(4, 4, (512,), (512,), (0,), dtype=jnp.bfloat16, is_unrolled=False), mesh)
+    steps, model = _decoding(mesh, mesh, H, F)
     compiled = steps.trace(model, 512, 512, 512)["decode"].lower().compile()
     queries = 2 * 16 * 1024 * 1024 // 4  # bytes of the smallest matrix, of all layers
     assert compiled.memory_analysis().temp_size_in_bytes < queries
+
+
+def test_teams_load_together_what_each_decodes_with():
+    """Two engines of four chips: no chip holds more than its own engine's part, and that lies as decoding wants it."""
+    devices = topologies.get_topology_desc("v5e:2x4", "tpu").devices
+    own = mesh_lib.make_mesh({"fsdp": 1, "tensor": 4}, devices[:4])
+    steps, model = _decoding(own, mesh_lib.make_mesh({"fsdp": 2, "tensor": 4}, devices))
+    everyone = Mesh(np.array(devices).reshape(2, *own.devices.shape), ("team", *own.axis_names),
+                    axis_types=(AxisType.Auto,) * (1 + len(own.axis_names)))
+    loaded = steps.loading(model, everyone).lower(model).compile()
+    decoded = steps.weights(model)
+    layouts = [x.layout for x in jax.tree.leaves(loaded.output_formats)]
+    assert layouts == [x.layout for x in jax.tree.leaves(_formats(steps, model))]
+    assert len(set(map(str, layouts))) > 1
+    assert loaded.memory_analysis().output_size_in_bytes == pytest.approx(plan_programs.held(decoded), rel=0.02)
+
+
+def _formats(steps, model):
+    """In which decoding takes its weights."""
+    return steps.trace(model, 512, 512, 512)["decode"].lower().compile().input_formats[1]["model"]

@@ -151,7 +151,11 @@ class Engine:
         if not self.is_idle:
             raise RuntimeError(f"{len(self._parts)} groups are open; weights change only between groups")
         self._model = None  # the old weights are freed before the new ones are made
-        self._model, self.version = jax.block_until_ready(self._steps.load(model)), version
+        self._model, self.version = jax.block_until_ready(self._loaded(model)), version
+
+    def _loaded(self, params: Llama) -> Llama:
+        """The learner's parameters as this engine's weights."""
+        return self._steps.load(params)
 
     @property
     def weight_bytes(self) -> int:

@@ -134,28 +134,27 @@ class EngineSteps:
             columns *= 2
         return min(columns, C + self.settings.spare_columns)
 
-    def load(self, model: Llama) -> Llama:
-        """The learner's model → the engine's (see `convert`)."""
-        return self._load(model)(model)
+    def load(self, model: Llama, mesh: Mesh | None = None) -> Llama:
+        """The learner's model → the engine's (see engine_weights.convert), on `mesh`: of several engines, or None, its own."""
+        return self.loading(model, mesh or self.mesh)(model)
 
-    def convert(self, model: Llama) -> Llama:
-        """The learner's model as the engine keeps it (see engine_weights.convert)."""
-        settings = self.settings
-        return engine_weights.convert(model, self.arch.K, settings.dtype, settings.weights, self.mesh,
-                                      is_unrolled=settings.is_unrolled)
-
-    def weights(self, model: Llama) -> Llama:
-        """The shapes, shardings and, on a TPU, layouts of what `convert` makes of a model of such shapes."""
+    def weights(self, model: Llama, mesh: Mesh | None = None) -> Llama:
+        """The shapes, shardings and, on a TPU, layouts of what `load` makes of a model of such shapes."""
+        mesh = mesh or self.mesh
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.shape)),
-            jax.eval_shape(self.convert, model))
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._weight_format(path, x.shape, mesh)),
+            jax.eval_shape(self._convert(mesh), model))
 
-    def _load(self, model: Llama) -> Any:
-        """`convert`, jitted for a model of this structure."""
-        key = jax.tree.structure(model)
+    def _convert(self, mesh: Mesh) -> Any:
+        return partial(engine_weights.convert, K=self.arch.K, dtype=self.settings.dtype, weights=self.settings.weights, mesh=mesh,
+                       is_unrolled=self.settings.is_unrolled)
+
+    def loading(self, model: Llama, mesh: Mesh) -> Any:
+        """`load` for models of this structure, jitted: it may be lowered on shapes."""
+        key = jax.tree.structure(model), mesh
         if key not in self._loads:
-            formats = jax.tree.map(lambda x: x.format if self._is_tpu else x.sharding, self.weights(model))
-            self._loads[key] = jax.jit(self.convert, out_shardings=formats)
+            formats = jax.tree.map(lambda x: x.format if self._is_tpu else x.sharding, self.weights(model, mesh))
+            self._loads[key] = jax.jit(self._convert(mesh), out_shardings=formats)
         return self._loads[key]
 
     def trace(self, model: Llama, S: int, C: int, columns: int) -> dict[str, Any]:
@@ -172,7 +171,7 @@ class EngineSteps:
         slots = sampler.Slots(prefix_length, length, next_id, budget, drawn, jax.ShapeDtypeStruct((P, R, 2), jnp.uint32),
                               jax.ShapeDtypeStruct((P, R), jnp.float32))
         is_new = jax.ShapeDtypeStruct((n,), bool)
-        return {"reshard": self._load(model).trace(model),
+        return {"reshard": self.loading(model, self.mesh).trace(model),
                 "prefill": self.prefill.trace(model=weights, caches=caches, slot=_ints(), ids=_ints(n, S), is_new=is_new),
                 "decode": self.decode.trace(model=weights, caches=caches, slots=slots, columns=columns)}
 
@@ -187,17 +186,14 @@ class EngineSteps:
         visits = splash.plan(jnp.zeros((n, 0), jnp.int32), jnp.ones((n, S), bool), RowShape(S, splash.LANES, 0))
         return splash.attend_rows(q, k, v, visits, mesh=self.mesh, is_interpreted=not self._is_tpu)
 
-    def _weight_format(self, path: Any, shape: tuple[int, ...]) -> NamedSharding | Format:
+    def _weight_format(self, path: Any, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding | Format:
         order = WEIGHT_LAYOUTS.get(parameter_name(path))
-        sharding = self._weight_sharding(path, len(shape))
+        sharding = mesh_lib.sharding(mesh, engine_weights.axes(path, len(shape)), mesh_lib.ENGINE_RULES)
         if not self._is_tpu or not order or len(shape) != len(order):
             return sharding
         if sharding.shard_shape(shape)[order[-1]] % splash.LANES:
             order = (*order[:-2], order[-1], order[-2])
         return Format(Layout(order), sharding)
-
-    def _weight_sharding(self, path: Any, ndim: int) -> NamedSharding:
-        return mesh_lib.sharding(self.mesh, engine_weights.axes(path, ndim), mesh_lib.ENGINE_RULES)
 
     def _cache_sharding(self, axes: str) -> NamedSharding:
         letters = axes if self.settings.is_unrolled else "L " + axes

@@ -1,7 +1,8 @@
 """An engine on the devices of one or a few processes, a *team*, fed from a learner that spans all teams.
 
 On the path: learner's parameters → here → engine's weights. Every team holds whole weights, cut over its own devices alone,
-so that it prefills and decodes without waiting for other teams; only taking new weights is done by all at once. What runs on
+so that it prefills and decodes without waiting for other teams; only taking new weights is done by all at once, over the
+devices of all, in the form and the layout in which they are kept. What runs on
 devices of several processes must be started by each of them: the leader of a team tells the others what it is about to run,
 and they run the same.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -56,11 +56,17 @@ class TeamEngine(Engine):
         self.team, self._channel = team, channel
         shape = -1, *mesh.devices.shape
         self._all = Mesh(devices.reshape(shape), ("team", *mesh.axis_names), axis_types=(AxisType.Auto,) * len(shape))
-        self._spread = jax.jit(partial(engine_weights.convert, K=self._steps.arch.K, dtype=settings.dtype, weights=settings.weights,
-                                       mesh=self._all))
-        # What comes from the spread is this engine's alone, so stacked weights, which keep their shapes, may stay in place.
-        convert = jax.jit(self._steps.convert, donate_argnums=() if settings.is_unrolled else 0)
-        self._steps.load = lambda model: convert(self._own(model))
+
+    def _loaded(self, params: Llama) -> Llama:
+        """This team's copy of what all teams load together, as arrays of its own mesh; nothing is copied."""
+        def take(path: Any, x: jax.Array) -> jax.Array:
+            axes = engine_weights.axes(path, x.ndim)
+            held = {shard.device: shard.data for shard in x.addressable_shards}
+            return jax.make_array_from_single_device_arrays(
+                x.shape, mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES),
+                [held[d] for d in self.mesh.devices.flat if d in held])
+
+        return jax.tree_util.tree_map_with_path(take, self._steps.load(params, self._all))
 
     def serve(self, work: Callable[[], T]) -> T | None:
         """See Engine. A follower runs what its leader runs until that is done, and returns None."""
@@ -84,14 +90,3 @@ class TeamEngine(Engine):
         if done is not None:  # it came from all devices of the team
             self._channel.forget()
         return done
-
-    def _own(self, model: Llama) -> Llama:
-        """This team's copy as arrays of its own mesh; nothing is copied."""
-        def take(path: Any, x: jax.Array) -> jax.Array:
-            axes = engine_weights.axes(path, x.ndim)
-            held = {shard.device: shard.data for shard in x.addressable_shards}
-            return jax.make_array_from_single_device_arrays(
-                x.shape, mesh_lib.sharding(self.mesh, axes, mesh_lib.ENGINE_RULES),
-                [held[d] for d in self.mesh.devices.flat if d in held])
-
-        return jax.tree_util.tree_map_with_path(take, self._spread(model))
