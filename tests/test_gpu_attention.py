@@ -30,7 +30,9 @@ SQUARE = rf"tensor<(\d+x)*{S}x(\d+x)*{S}x"  # an array with S twice among its si
 
 def _mesh(platform="gpu", capability="9.0", context=1):
     """What `obstacle` looks at."""
-    device = types.SimpleNamespace(platform=platform, device_kind="one", **({"compute_capability": capability} if platform == "gpu" else {}))
+    device = types.SimpleNamespace(platform=platform, device_kind="one")
+    if platform == "gpu":  # others have none
+        device.compute_capability = capability
     return types.SimpleNamespace(devices=np.array([[device]]), shape={"context": context})
 
 
@@ -53,7 +55,8 @@ def test_it_is_taken_where_cudnn_can(mesh, dtype, H, words):
 
 @pytest.mark.parametrize(("changes", "mesh", "line"), [
     ({}, _mesh(), "learner  cuDNN's attention on prompts, plain on answers"),
-    ({"model.dtype": "float32"}, _mesh(), "learner  plain attention, not cuDNN's: model.dtype is float32; needed is bfloat16 or float16"),
+    ({"model.dtype": "float32"}, _mesh(),
+     "learner  plain attention, not cuDNN's: model.dtype is float32; needed is bfloat16 or float16"),
     ({"learner.attention": "plain"}, _mesh(), None), ({}, _mesh("cpu"), None),
 ])
 def test_a_run_on_a_gpu_says_what_it_attends_with(changes, mesh, line):
