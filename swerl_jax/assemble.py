@@ -37,7 +37,7 @@ from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
 from swerl_jax.models import shipped
-from swerl_jax.policy import hf, mesh as mesh_lib
+from swerl_jax.policy import gpu_attention, hf, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Lora
 
@@ -367,7 +367,15 @@ def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory:
     r = config.rl
     return (f"run      {directory}\nmodel    {config.model.arch}, {arch.parameters:,} parameters, {config.model.dtype} compute, "
             f"{config.model.param_dtype} parameters\nmesh     {axes} ({kind}), {held / 2**20:,.1f} MiB of parameters and moments on each device\n"
-            f"steps    {steps}: "
+            f"{_attention(config, arch, mesh)}steps    {steps}: "
             + ", ".join(f"{name} {config[name].steps}" for name in config.phases)
             + f"\nrl step  {r.prompts} prompts × {r.samples} answers = {r.prompts * r.samples} rollouts, "
             f"{r.minibatches * r.epochs} update(s)")
+
+
+def _attention(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> str:
+    """The banner's line on what a GPU's learner attends with; none elsewhere, or where the config says it."""
+    if mesh.devices.flat[0].platform != "gpu" or config.learner.attention != "auto":
+        return ""
+    obstacle = gpu_attention.obstacle(mesh, config.model.dtype, arch.H)
+    return f"learner  plain attention, not cuDNN's: {obstacle}\n" if obstacle else "learner  cuDNN's attention on prompts, plain on answers\n"

@@ -83,7 +83,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "engine.prefix_buckets": ((), "sizes a padded prompt may take [tokens]; empty: a quarter, a half and the whole of prompt.max_tokens"),
     "engine.ticks": (32, "tokens decoded between two looks of the host [tokens]"),
     "engine.unroll_layers": ("auto", "layers as an unrolled loop: true, false, or auto (on CPU up to 16 layers)"),
-    "engine.attention": ("auto", "of decoding: plain, kernel (the TPU's; elsewhere slow), or auto: what suits the devices"),
+    "engine.attention": ("auto", "plain, kernel (the TPU's; elsewhere slow), or auto: what suits the devices (GPUs: cuDNN's for prompts)"),
     "engine.weights": ("model", "that draw: in model.dtype (model), or the layers' matrices and what they multiply rounded to eight bits (int8): half the memory; what that changes is Δlogp, and rl.importance_cap corrects it"),
     "engine.temperature": (1.0, "of sampling; ours (the paper is silent for training)"),
     "engine.top_p": (1.0, "refused unless 1: a truncated distribution makes the policy ratio wrong"),
@@ -134,7 +134,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "learner.rows": (1, "rows of a microbatch on each data shard"),
     "learner.block": (0, "branches begin at multiples of it [tokens]; 0: the answer limit up to 128"),
     "learner.remat": ("dots", "what the backward pass computes again, as in policy.llama.REMAT: none, layer, dots, attention or offload"),
-    "learner.attention": ("auto", "plain, splash (the TPU's kernel; interpreted elsewhere, slowly), or auto: what suits the devices"),
+    "learner.attention": ("auto", "plain, splash (the TPU's kernel; interpreted elsewhere, slowly), or auto: what suits the devices (GPUs: cuDNN's for prompts)"),
     "learner.vocabulary_chunk": (1024, "tokens of a row, or of each part of it, whose logits exist at one time [tokens]"),
     # -- evaluation --------------------------------------------------------------------------------------------------
     "eval.every_steps": (50, "held-out evaluation every so many steps; 0: before and after each phase only"),

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from swerl_jax.learn import importance
 from swerl_jax.learn.batch import Batch
 from swerl_jax.learn.loss import LOSSES, LossSettings, clipped_fractions, k3
-from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy import gpu_attention, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.llama import Llama, Lora, is_low_rank
 from swerl_jax.policy.rows import row_attention, row_logp
@@ -139,8 +139,9 @@ class Learner:
                  remat: str = "dots", lora: Lora | None = None, attention: str = "auto"):
         self.arch, self.mesh, self.optimizer, self.loss, self.lora = arch, mesh, optimizer, loss, lora
         self.param_dtype = param_dtype
+        causal = gpu_attention.causal(mesh, dtype, arch.H)
         self._forward = partial(row_logp, arch=arch, temperature=loss.temperature, dtype=dtype, remat=remat,
-                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh),
+                                vocabulary_chunk=vocabulary_chunk, attention=row_attention(attention, mesh, causal),
                                 place=mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES))
         self._rate = optimizer.rate()
         self._transformation = optimizer.build(jnp.float32 if lora else param_dtype)

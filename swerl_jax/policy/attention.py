@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -163,7 +164,7 @@ SCORES_AT_ONCE = 1 << 26  # float32 scores (256 MiB) above which blocks of queri
 
 
 def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Array, is_valid: jax.Array,
-                shape: RowShape) -> jax.Array:
+                shape: RowShape, causal: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None) -> jax.Array:
     """The mask rule on whole rows: key k is visible to query q iff k ≤ q and (k < S or k ≥ start(q)), padding excluded.
 
     Never T × T: a block of branch queries is multiplied with the prefix and with a window of branch keys.
@@ -173,11 +174,13 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Arra
       branch_start: int32 [B T−S], where the branch of each token begins, counted from S; padding points to itself.
       is_valid: bool [B T], False on padding.
       shape: T − S is a multiple of shape.block.
+      causal: q, k, v of the prefixes → o, in place of `attend_prefix`.
 
     Returns:
       [B T K G H].
     """
     S, block = shape.S, shape.block
+    rows = q, k, v
     k, v = jnp.einsum("btkh->bkht", k), jnp.einsum("btkh->bkth", v)
     blocks = (q.shape[1] - S) // block
     queries = q[:, S:].reshape(q.shape[0], blocks, block, *q.shape[2:])
@@ -192,7 +195,10 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, branch_start: jax.Arra
 
     o = in_turns(some, (queries, *keys, is_visible), q.shape[2] * q.shape[3] * block * (S + shape.window + block))
     o = o.reshape(q.shape[0], -1, *q.shape[2:])
-    return jnp.concatenate([attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]), o], axis=1) if S else o
+    if not S:
+        return o
+    of_prefix = attend_prefix(q[:, :S], k[..., :S], v[..., :S, :]) if causal is None else causal(*(x[:, :S] for x in rows))
+    return jnp.concatenate([of_prefix, o], axis=1)
 
 
 def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from swerl_jax.policy import decode_kernel, engine_weights, sampler, splash
+from swerl_jax.policy import decode_kernel, engine_weights, gpu_attention, sampler, splash
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape
@@ -43,7 +43,8 @@ class EngineSettings:
       dtype: of weights, caches and matrix products.
       weights: one of engine_weights.WEIGHTS; int8 rounds the layers' matrices and what they are multiplied by.
       is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
-      attention: of decoding: "plain"; "kernel", the TPU's, for layers that are not unrolled; "auto": by the devices.
+      attention: "plain"; "kernel", the TPU's of decoding and prefilling, for layers that are not unrolled; "auto": by the
+        devices, which is on a GPU cuDNN's for prefilling (see gpu_attention).
 
     Raises ValueError for a kernel with unrolled layers.
     """
@@ -95,7 +96,8 @@ class EngineSteps:
         self.has_kernel = has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
         kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
         place = mesh_lib.placer(mesh, mesh_lib.ACTIVATION_RULES)
-        prefill = partial(sampler.prefill, attention=self._causal if has_kernel else None, place=place, **common)
+        causal = gpu_attention.causal(mesh, settings.dtype, arch.H) if settings.attention == "auto" else None
+        prefill = partial(sampler.prefill, attention=self._causal if has_kernel else causal, place=place, **common)
         self._loads: dict[Any, Any] = {}
         self.prefill = jax.jit(prefill, donate_argnames="caches", out_shardings=caches)
         self.extend = jax.jit(partial(sampler.extend, **common), donate_argnames="caches", out_shardings=caches)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from swerl_jax.policy import context, splash
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape, attend_rows
+from swerl_jax.policy.gpu_attention import Causal
 from swerl_jax.policy.llama import TOP_AXES, Llama, trunk
 from swerl_jax.policy.mesh import Place, anywhere
 
@@ -25,11 +26,12 @@ def plain(branch_start: jax.Array, is_valid: jax.Array, shape: RowShape) -> Call
     return partial(attend_rows, branch_start=branch_start, is_valid=is_valid, shape=shape)
 
 
-def row_attention(kind: str, mesh: Mesh) -> RowAttention:
+def row_attention(kind: str, mesh: Mesh, causal: Causal | None = None) -> RowAttention:
     """What attends on a mesh.
 
     Args:
       kind: "plain"; "splash", the TPU's kernel, interpreted (slowly) elsewhere; "auto": the one that suits the devices.
+      causal: what "auto" gives the prefix's own queries to where the rest is plain; see gpu_attention.causal.
 
     The RowAttention raises ValueError for rows of other parts than the mesh's context axis has.
     """
@@ -41,7 +43,7 @@ def row_attention(kind: str, mesh: Mesh) -> RowAttention:
             raise ValueError(f"the rows have {shape.parts} parts and the mesh's context axis {parts}; needed is the same "
                              "(PackSettings.parts)")
         if is_plain and parts == 1:
-            return plain(branch_start, is_valid, shape)
+            return partial(plain(branch_start, is_valid, shape), causal=causal if kind == "auto" else None)
         if is_plain:
             return partial(context.attend_rows, branch_start=branch_start, is_valid=is_valid, shape=shape, mesh=mesh)
         visits = splash.plan(branch_start, is_valid, shape)
