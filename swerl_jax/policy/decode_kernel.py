@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.attention import HIDDEN
 
-LANES, SUBLANES = 128, 8  # of a tile, in which a TPU keeps the last two axes; narrow numbers' higher ones only where they pad no more
+# Of a tile, in which a TPU keeps the last two axes. Those of narrow numbers are higher only where that pads no more.
+LANES, SUBLANES = 128, 8
 COLUMNS = 2048  # of a block, at most
 BLOCK_BYTES = 1 << 20  # of a block of keys, about: what hides the cost of a step, and fits four times
 
