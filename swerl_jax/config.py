@@ -85,6 +85,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "engine.unroll_layers": ("auto", "layers as an unrolled loop: true, false, or auto (on CPU up to 16 layers)"),
     "engine.attention": ("auto", "plain, kernel (the TPU's; elsewhere slow), or auto: what suits the devices (GPUs: cuDNN's for prompts)"),
     "engine.weights": ("model", "that draw: in model.dtype (model), or the layers' matrices and what they multiply rounded to eight bits (int8): half the memory; what that changes is Δlogp, and rl.importance_cap corrects it"),
+    "engine.cache": ("model", "of keys and values while drawing: in model.dtype (model), or rounded to eight bits, each token of each key head by itself (int8): about half the memory; otherwise as engine.weights"),
     "engine.temperature": (1.0, "of sampling; ours (the paper is silent for training)"),
     "engine.top_p": (1.0, "refused unless 1: a truncated distribution makes the policy ratio wrong"),
     "engine.top_k": (0, "refused unless 0: as top_p"),

@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "engine.unroll_layers": ("auto", "true", "false"), "engine.attention": ("auto", "plain", "kernel"),
-    "engine.weights": ("model", "int8"),
+    "engine.weights": ("model", "int8"), "engine.cache": ("model", "int8"),
     "learner.attention": ("auto", "plain", "splash"),
     "learner.remat": ("none", "layer", "dots", "attention", "offload"),
     "optimizer.moments_dtype": ("auto", "float32", "bfloat16"),

@@ -76,13 +76,14 @@ def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
     lanes = config.engine.groups * config.rl.samples
     columns = max(groups * prompt for groups in (config.engine.groups, lanes // config.eval.samples)) + lanes * answer
     row = config.learner.rows * (prompt + max(config.rl.row_tokens or (config.rl.samples * answer,)))
+    column = arch.H + BYTES["float32"] if config.engine.cache == "int8" else arch.H * compute  # of a key or a value, with its scale
     rounded = arch.L * arch.matrix_parameters if config.engine.weights == "int8" else 0
     parts = {
         **_state(config, arch),
         "gradient": (change or n) * BYTES["float32"],
         **({"reference policy": n * BYTES[config.model.param_dtype]} if config.rl.kl_coefficient else {}),
         "engine's weights": (n + change - rounded) * compute + rounded,
-        "keys and values, training or evaluating": columns * 2 * arch.L * arch.K * arch.H * compute,
+        "keys and values, training or evaluating": columns * 2 * arch.L * arch.K * column,
         "one microbatch's kept activations (remat=layer)": row * arch.L * arch.D * compute,
         "logits of one chunk": config.learner.rows * config.learner.vocabulary_chunk * arch.V * 4,
     }

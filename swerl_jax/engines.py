@@ -111,4 +111,4 @@ def _settings(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_id
         groups=slots, samples=lanes, prefix_buckets=prefix_buckets(config),
         branch_buckets=(config.answer.max_tokens,), stop_ids=stop_ids, ticks=e.ticks, temperature=temperature,
         seed=config.seed, purpose=purpose, dtype=jnp.dtype(config.model.dtype), is_unrolled=unroll, attention=e.attention,
-        weights=e.weights)
+        weights=e.weights, cache=e.cache)

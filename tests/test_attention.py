@@ -105,7 +105,8 @@ def test_what_the_rule_hides_changes_no_bit():
     np.testing.assert_array_equal(run(k, v), run(k_changed, v_changed))
 
 
-def test_segments_are_one_softmax():
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_segments_are_one_softmax(is_rounded):
     rng = np.random.default_rng(1)
     P, R, T, S, C = 2, 3, 2, 5, 4
     q = rng.normal(size=(P, R, T, K, G, H)).astype(np.float32)
@@ -114,14 +115,27 @@ def test_segments_are_one_softmax():
     sees_shared, sees_own = rng.random((P, R, T, S)) < 0.5, rng.random((P, R, T, C)) < 0.5
     sees_own[0, 0, 0] = False
     sees_shared[..., 0] = True
+    arrays, scales = [shared_k, shared_v, own_k, own_v], [None] * 4
+    if is_rounded:
+        arrays = [np.round(40 * x).astype(np.int8) for x in arrays]
+        steps = [rng.uniform(0.01, 0.04, x.shape[:-1]).astype(np.float32) for x in arrays]
+        shared_k, shared_v, own_k, own_v = (x * step[..., None] for x, step in zip(arrays, steps))
+        scales = [np.swapaxes(step, -1, -2) for step in steps]
     got = attend(jnp.asarray(q), [
-        Segment(jnp.moveaxis(shared_k, 1, 3), jnp.swapaxes(shared_v, 1, 2), sees_shared),
-        Segment(jnp.moveaxis(own_k, 2, 4), jnp.swapaxes(own_v, 2, 3), sees_own)])
+        Segment(jnp.moveaxis(arrays[0], 1, 3), jnp.swapaxes(arrays[1], 1, 2), sees_shared, *scales[:2]),
+        Segment(jnp.moveaxis(arrays[2], 2, 4), jnp.swapaxes(arrays[3], 2, 3), sees_own, *scales[2:])])
     for p, r, t, key_head, g in np.ndindex(P, R, T, K, G):
         keys = np.concatenate([shared_k[p, sees_shared[p, r, t], key_head], own_k[p, r, sees_own[p, r, t], key_head]])
         values = np.concatenate([shared_v[p, sees_shared[p, r, t], key_head], own_v[p, r, sees_own[p, r, t], key_head]])
         weight = np.exp(keys.astype(np.float64) @ q[p, r, t, key_head, g] / np.sqrt(H))
         np.testing.assert_allclose(got[p, r, t, key_head, g], weight @ values / weight.sum(), atol=2e-6)
+
+
+def test_rounded_keys_have_no_gradient():
+    k, v = jnp.ones((1, 1, 1, 3), jnp.int8), jnp.ones((1, 1, 3, 1), jnp.int8)
+    rounded = Segment(k, v, jnp.ones((1, 1, 2, 3), bool), *[jnp.ones((1, 1, 3))] * 2)
+    with pytest.raises(ValueError, match="rounded and have no gradient"):
+        jax.grad(lambda q: attend(q, [rounded]).sum())(jnp.ones((1, 1, 2, 1, 1, 1)))
 
 
 def test_huge_scores_do_not_overflow():

@@ -126,8 +126,9 @@ def test_a_turn_ends_with_its_first_stop_id_or_at_its_limit():
         assert len(turn.ids) == len(turn.logp) <= 13 and turn.version == 3
 
 
-def test_a_branch_depends_on_no_slot_or_order():
-    engine = _engine()
+@pytest.mark.parametrize("cache", ["model", "int8"])
+def test_a_branch_depends_on_no_slot_or_order(cache):
+    engine = _engine(cache=cache)
     together = _run(engine, [0, 1, 2, 3])
     _assert_same(together, _run(engine, [3, 2, 1, 0]))
     _assert_same(together, {name: turn for group in range(4) for name, turn in _run(engine, [group]).items()})

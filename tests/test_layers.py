@@ -135,7 +135,7 @@ MAY_IMPORT = {
     "policy.gpu_attention": "policy.mesh",
     "policy.rows": "policy.arch policy.attention policy.context policy.gpu_attention policy.llama policy.mesh policy.splash",
     "policy.decode_kernel": "policy.attention policy.mesh",
-    "policy.sampler": "policy.arch policy.attention policy.llama policy.mesh",
+    "policy.sampler": "policy.arch policy.attention policy.int8 policy.llama policy.mesh",
     "policy.engine_weights": "policy.arch policy.int8 policy.llama policy.mesh",
     "policy.engine_steps": "policy.arch policy.attention policy.decode_kernel policy.engine_weights policy.gpu_attention "
                            "policy.llama policy.mesh policy.sampler policy.splash",

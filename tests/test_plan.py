@@ -162,7 +162,7 @@ def test_changes_that_need_less_memory():
     assert len(found) == 3 * 3 * 2 * 3 * 2 - 1
     found = list(plan_search.candidates(config, key_heads=2, chips=2, side="sampling"))
     assert found[:3] == [{"engine.groups": 2}, {"engine.devices": 2}, {"engine.weights": "int8"}]
-    assert len(found) == 3 * 2 * 2 - 1
+    assert found[3] == {"engine.cache": "int8"} and len(found) == 3 * 2 * 2 * 2 - 1
 
 
 def test_the_nearest_settings_of_each_side():
@@ -202,6 +202,10 @@ def test_what_two_layers_hold_and_run():
         "engine weights": 2 * ((n - norms) // 2 + norms),
         # 2 of 4 groups, 1 of 2 key heads, 2 layers, key and value, 2 bytes; 256 + 4 · (128 + 128) columns of 64.
         "K/V cache": 2 * 1 * 2 * 2 * 2 * (256 + 4 * 256) * 64}
+    rounded = assemble.plan_parts(small(mesh__tensor=2, engine__unroll_layers="false", engine__cache="int8"), TWO_LAYERS,
+                                  assemble.mesh(config, jax.devices()[:4]))
+    # The same columns, of 64 bytes and a scale of four.
+    assert plan_programs.sampling(rounded)["K/V cache"] == 2 * 1 * 2 * 2 * (256 + 4 * 256) * (64 + 4)
     found = {program.name: program for program in [*plan_programs.learning(parts), *plan_programs.drawing(parts)]}
     assert {name: (program.phase, program.runs) for name, program in found.items()} == {
         "gradient 2 × 768": ("learn", 2), "update": ("learn", 1), "reshard": ("reshard", 1), "prefill 2 × 256": ("prefill", 2),

@@ -81,6 +81,8 @@ def _learning(config: ml_collections.ConfigDict, key_heads: int, chips: int) -> 
 def _sampling(config: ml_collections.ConfigDict, chips: int) -> dict[str, list[Any]]:
     """As `_learning`."""
     now = config.engine.devices or config.mesh.tensor
-    return {"engine.weights": ["int8"] if config.engine.weights == "model" else [],
+    # Of changes that are as many, those of the last settings are tried first: weights before caches.
+    return {"engine.cache": ["int8"] if config.engine.cache == "model" else [],
+            "engine.weights": ["int8"] if config.engine.weights == "model" else [],
             "engine.devices": [now * 2**i for i in range(1, 6) if now * 2**i <= chips],
             "engine.groups": [config.engine.groups >> i for i in range(1, config.engine.groups.bit_length())]}

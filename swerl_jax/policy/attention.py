@@ -22,7 +22,7 @@ ATTENTION_NAME = "attention"  # of what a checkpoint policy may keep so that no 
 HIDDEN = -1e30  # a score that no softmax notices; finite, so that a query with no key gives an average, not NaN
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "is_visible"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "is_visible", "k_scale", "v_scale"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Keys that a query may see.
@@ -32,11 +32,14 @@ class Segment:
         comes before the columns, so that scores are a plain matrix product.
       v: [P K S H] or [P R K C H].
       is_visible: bool, broadcastable to [P R T S] or [P R T C]; True where the query may look.
+      k_scale, v_scale: float32 [P K S] or [P R K C], by which the columns of k and v are to be multiplied; None: by 1.
     """
 
     k: jax.Array
     v: jax.Array
     is_visible: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
 
     @property
     def is_shared(self) -> bool:
@@ -51,7 +54,9 @@ def attend(q: jax.Array, segments: list[Segment]) -> jax.Array:
     Scores and the softmax are float32. The segments are never concatenated: their maxima and sums are merged. A shared
     segment works on [P K R T G] so that its R branches are the rows of one matrix, the others on [P R K T G]. The
     gradient keeps the output and the softmax's log-sum-exp and makes the scores again, as in FlashAttention
-    (arXiv 2205.14135, §B.4); it is of first order only.
+    (arXiv 2205.14135, §B.4); it is of first order only, and of segments without scales.
+
+    Scales multiply scores and softmax's weights, so that keys and values stay as they are stored.
 
     Args:
       q: [P R T K G H], not yet scaled.
@@ -70,11 +75,13 @@ def _attend(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, jax.Array
     peak = functools.reduce(jnp.maximum, [_own(segment, jnp.max(s, axis=-1)) for s, segment in zip(scores, segments)])
     weights = [jnp.exp(s - _shared(segment, peak)[..., None]) for s, segment in zip(scores, segments)]
     total = sum(_own(segment, jnp.sum(w, axis=-1)) for w, segment in zip(weights, segments))
-    values = sum(_own(segment, _values(w.astype(q.dtype), segment)) for w, segment in zip(weights, segments))
+    values = sum(_own(segment, _values(w, segment, q.dtype)) for w, segment in zip(weights, segments))
     return jnp.einsum("prktgh->prtkgh", values / total[..., None].astype(q.dtype)), peak + jnp.log(total)
 
 
 def _attend_forward(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, Any]:
+    if any(segment.k_scale is not None for segment in segments):
+        raise ValueError("keys and values with scales are rounded and have no gradient; attend to those that were rounded instead")
     o, total = (checkpoint_name(x, ATTENTION_NAME) for x in _attend(q, segments))
     return o, (q, segments, o, total)
 
@@ -118,15 +125,24 @@ def _unhoisted(q: jax.Array, segments: list[Segment]) -> tuple[jax.Array, list[S
 def _scores(q: jax.Array, segment: Segment) -> jax.Array:
     """float32 [P K R T G S] or [P R K T G C]; HIDDEN where the query may not look."""
     axes = "pkrtgh,pkhs->pkrtgs" if segment.is_shared else "prktgh,prkhs->prktgs"
-    scores = jnp.einsum(axes, _shared(segment, q), segment.k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(axes, _shared(segment, q), segment.k.astype(q.dtype), preferred_element_type=jnp.float32)
+    if segment.k_scale is not None:
+        scores *= _by_column(segment, segment.k_scale)
     is_visible = jnp.expand_dims(segment.is_visible, (1, 4) if segment.is_shared else (2, 4))
     return jnp.where(is_visible, scores, HIDDEN)
 
 
-def _values(weights: jax.Array, segment: Segment) -> jax.Array:
-    """[P K R T G H] or [P R K T G H]: the weighted sum of the segment's values."""
+def _values(weights: jax.Array, segment: Segment, dtype: Any) -> jax.Array:
+    """[P K R T G H] or [P R K T G H] in `dtype`: the sum of the segment's values by float32 weights."""
+    if segment.v_scale is not None:
+        weights *= _by_column(segment, segment.v_scale)
     axes = "pkrtgs,pksh->pkrtgh" if segment.is_shared else "prktgs,prksh->prktgh"
-    return jnp.einsum(axes, weights, segment.v)
+    return jnp.einsum(axes, weights.astype(dtype), segment.v.astype(dtype))
+
+
+def _by_column(segment: Segment, scale: jax.Array) -> jax.Array:
+    """Scales of a segment, to be multiplied with its scores."""
+    return jnp.expand_dims(scale, (2, 3, 4) if segment.is_shared else (3, 4))
 
 
 def _shared(segment: Segment, x: jax.Array) -> jax.Array:

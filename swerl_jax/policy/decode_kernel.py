@@ -4,7 +4,8 @@ A scan over layers that is given the caches copies a layer's part of them before
 arrays and the layer's number instead, and fetches the columns that hold something, nothing else. It knows neither prefixes
 nor branches: a unit is something with a cache of its own, a prefix that all its branches' queries read together or one
 branch. A branch's queries go on from what they found in their prefix, and begin with what the chunk has drawn so far, which
-is not cached yet: softmax is one running sum over all three, and no parts are left to merge outside.
+is not cached yet: softmax is one running sum over all three, and no parts are left to merge outside. Caches of eight bits come
+with scales, one a column, by which scores and softmax's weights are multiplied.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from jax.sharding import Mesh
 from swerl_jax.policy import mesh as mesh_lib
 from swerl_jax.policy.attention import HIDDEN
 
-LANES, SUBLANES = 128, 8  # of a tile, in which a TPU keeps the last two axes
+# Of a tile, in which a TPU keeps the last two axes. Those of narrow numbers are higher only where that pads no more.
+LANES, SUBLANES = 128, 8
 COLUMNS = 2048  # of a block, at most
 BLOCK_BYTES = 1 << 20  # of a block of keys, about: what hides the cost of a step, and fits four times
 
-Cache = tuple[jax.Array, jax.Array]
+Cache = tuple[jax.Array, ...]  # keys and values; where they are rounded, their scales too
 
 
 def attend_cached(q: jax.Array, layer: jax.Array, prefix: Cache, branch: Cache, fresh: Cache, prefix_length: jax.Array,
@@ -35,6 +37,7 @@ def attend_cached(q: jax.Array, layer: jax.Array, prefix: Cache, branch: Cache, 
     Args:
       q: [P R 1 K G H], not yet scaled. layer: int32 scalar.
       prefix: k [L P K H S], v [L P K S H]. branch: k [L P R K H C], v [L P R K C H]. fresh: k [P R K H t], v [P R K t H].
+        Where prefix and branch are int8, scales follow, float32 [L P K S] and [L P R K C] for k and for v.
       prefix_length: int32 [P]. length: int32 [P R], at most `columns`. count: int32 scalar. Live columns, the first ones.
       mesh: slots are dealt over its data axes, key heads over `tensor`. is_interpreted: run on whatever device there is.
 
@@ -44,17 +47,18 @@ def attend_cached(q: jax.Array, layer: jax.Array, prefix: Cache, branch: Cache, 
     def one(q, layer, prefix, branch, fresh, prefix_length, length, count):
         P, R, _, K, G, H = q.shape
         scaled = q[:, :, 0] * jnp.asarray(H**-0.5, q.dtype)
-        found = attend_units(jnp.einsum("prkgh->pkrgh", scaled).reshape(P, K, R * G, H), layer, *prefix, prefix_length,
+        found = attend_units(jnp.einsum("prkgh->pkrgh", scaled).reshape(P, K, R * G, H), layer, prefix, prefix_length,
                              columns=prefix[1].shape[-2], is_interpreted=is_interpreted)
         found = tuple(jnp.einsum("pkrgx->prkgx", x.reshape(P, K, R, G, -1)).reshape(P * R, K, G, -1) for x in found)
-        k, v = (x.reshape(x.shape[0], P * R, *x.shape[3:]) for x in branch)
+        branches = tuple(x.reshape(x.shape[0], P * R, *x.shape[3:]) for x in branch)
         fresh = Fresh(*(x.reshape(P * R, *x.shape[2:]) for x in fresh), count)
-        o, _ = attend_units(scaled.reshape(P * R, K, G, H), layer, k, v, length.reshape(-1), columns=columns, found=found,
-                            fresh=fresh, is_interpreted=is_interpreted)
+        o, _ = attend_units(scaled.reshape(P * R, K, G, H), layer, branches, length.reshape(-1), columns=columns,
+                            found=found, fresh=fresh, is_interpreted=is_interpreted)
         return o.reshape(q.shape)
 
-    axes = ("P R T K G H", "", ("L P K H S", "L P K S H"), ("L P R K H C", "L P R K C H"), ("P R K H C", "P R K C H"), "P", "P R",
-            "")
+    caches = (("L P K H S", "L P K S H", "L P K S", "L P K S")[:len(prefix)],
+              ("L P R K H C", "L P R K C H", "L P R K C", "L P R K C")[:len(branch)])
+    axes = ("P R T K G H", "", *caches, ("P R K H C", "P R K C H"), "P", "P R", "")
     specs = jax.tree.map(partial(mesh_lib.spec, rules=mesh_lib.ENGINE_RULES), axes)
     return jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
         q, layer, prefix, branch, fresh, prefix_length, length, count)
@@ -69,19 +73,20 @@ class Fresh:
     count: jax.Array
 
 
-def attend_units(q: jax.Array, layer: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array, *, columns: int,
+def attend_units(q: jax.Array, layer: jax.Array, cache: Cache, length: jax.Array, *, columns: int,
                  is_interpreted: bool, found: Cache | None = None, fresh: Fresh | None = None) -> tuple[jax.Array, jax.Array]:
     """Attention of every unit's queries to the first `length` columns of its cache.
 
     Args:
       q: [U K M H], scaled; M queries of one key head. layer: int32 scalar.
-      k: [L U K H C]. v: [L U K C H]. length: int32 [U], at most `columns`.
+      cache: k [L U K H C], v [L U K C H]; where they are int8, their scales, float32 [L U K C] each.
+      length: int32 [U], at most `columns`.
       found: what the queries found elsewhere, as this function returns it, to go on from. fresh: to look at as well; both or none.
 
     Returns:
       (o [U K M H] in q's dtype, log-sum-exp float32 [U K M LANES], every lane the same); without a live column (0, HIDDEN).
     """
-    U, K, M, H = q.shape
+    (U, K, M, H), (k, v, *scales) = q.shape, cache
     size = min(max(1, -(-columns // LANES)) * LANES, COLUMNS)
     units = next(n for n in range(max(1, BLOCK_BYTES // (K * H * size * k.dtype.itemsize)), 0, -1) if U % n == 0)
     blocks = -(-jnp.max(length.reshape(-1, units), axis=1) // size)
@@ -98,13 +103,19 @@ def attend_units(q: jax.Array, layer: jax.Array, k: jax.Array, v: jax.Array, len
         layer, unit, block = place(*numbers)
         return layer, unit, 0, block, 0
 
+    def of_scales(*numbers):
+        layer, unit, block = place(*numbers)
+        return layer, unit, 0, block
+
     def per_unit(x):
         return pl.BlockSpec((units, *x.shape[1:]), lambda unit, *_: (unit, 0, 0, 0))
 
     turned = [_lies_turned(x) for x in (k, v)]
     rows, in_lanes = pl.BlockSpec((None, units, K, size, H), in_rows), pl.BlockSpec((None, units, K, H, size), in_columns)
     total = jax.ShapeDtypeStruct((U, K, M, LANES), jnp.float32)
-    arrays, specs = [q, *map(_as_it_lies, (k, v))], [per_unit(q), rows if turned[0] else in_lanes, in_lanes if turned[1] else rows]
+    arrays = [q, *map(_as_it_lies, (k, v)), *scales]
+    specs = [per_unit(q), rows if turned[0] else in_lanes, in_lanes if turned[1] else rows,
+             *(pl.BlockSpec((None, units, K, size), of_scales) for _ in scales)]
     count, fresh_columns = jnp.zeros(1, jnp.int32), 0
     if found is not None and fresh is not None:
         more = [*map(_as_it_lies, (fresh.k, fresh.v)), *found]
@@ -112,16 +123,16 @@ def attend_units(q: jax.Array, layer: jax.Array, k: jax.Array, v: jax.Array, len
         turned += [_lies_turned(x) for x in (fresh.k, fresh.v)]
         count, fresh_columns = fresh.count.reshape(1), fresh.v.shape[-2]
     grid = (U // units, max(1, -(-columns // size)))
-    seen = columns + fresh_columns
+    seen, column = columns + fresh_columns, 2 * H * k.dtype.itemsize + sum(x.dtype.itemsize for x in scales)
     return pl.pallas_call(
-        partial(_kernel, size=size, steps=grid[1], turned=tuple(turned)),
+        partial(_kernel, size=size, steps=grid[1], turned=tuple(turned), is_rounded=bool(scales)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4, grid=grid, in_specs=specs, out_specs=[per_unit(q), per_unit(total)],
             scratch_shapes=[pltpu.VMEM((units, K, M, n), jnp.float32) for n in (LANES, LANES, H)]),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), total],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(flops=4 * U * K * M * H * seen, transcendentals=U * K * M * seen,
-                                      bytes_accessed=2 * U * K * H * seen * k.dtype.itemsize),
+                                      bytes_accessed=U * K * (columns * column + fresh_columns * 2 * H * q.dtype.itemsize)),
         interpret=is_interpreted, name="decode_attention",
     )(layer.reshape(1), blocks, length, count, *arrays)
 
@@ -142,32 +153,37 @@ def _as_it_lies(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2) if _lies_turned(x) else x
 
 
-def _kernel(layer, blocks, length, count, q, k, v, *refs, size: int, steps: int, turned: tuple[bool, ...]) -> None:
+def _kernel(layer, blocks, length, count, q, k, v, *refs, size: int, steps: int, turned: tuple[bool, ...],
+            is_rounded: bool) -> None:
     """One block of columns of some units; softmax's running maximum, sum and weighted values wait in scratch memory.
 
-    refs: fresh keys and values, what was found and its log-sum-exp, where there are such; outputs; scratch.
-    turned: for k and v, then for the fresh ones, whether their last two axes are.
+    refs: scales of k and v, where these are rounded; fresh keys and values, what was found and its log-sum-exp, where there are
+    such; outputs; scratch. turned: for k and v, then for the fresh ones, whether their last two axes are.
     """
+    scales, refs = (refs[:2], refs[2:]) if is_rounded else ((), refs)
     *before, o, total, peak, weight_sum, value_sum = refs
     unit, block = pl.program_id(0), pl.program_id(1)
     units, K, M, _ = q.shape
 
-    def add(u, h, keys, values, left, is_key_turned, is_value_turned):
-        """The first `left` columns of keys and values; what lies beyond may be no number."""
+    def add(u, h, keys, values, left, is_key_turned, is_value_turned, key_scale=None, value_scale=None):
+        """The first `left` columns of keys and values, and their scales [1 columns]; what lies beyond may be no number."""
         key_axis, value_axis = int(is_key_turned), int(is_value_turned)  # that of H, that of the columns
         shape = (M, values.shape[value_axis])
         is_live = jax.lax.broadcasted_iota(jnp.int32, shape, 1) < left
         is_value = jax.lax.broadcasted_iota(jnp.int32, values.shape, value_axis) < left
         scores = jax.lax.dot_general(q[u, h], keys, (((1,), (key_axis,)), ((), ())), preferred_element_type=jnp.float32)
-        scores = jnp.where(is_live, scores, HIDDEN)
+        scores = jnp.where(is_live, scores if key_scale is None else scores * key_scale, HIDDEN)
         old = peak[u, h]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
         weight = jnp.where(is_live, jnp.exp(scores - new[:, :1]), 0.0)
         keep = jnp.exp(old - new)
         peak[u, h] = new
         weight_sum[u, h] = keep * weight_sum[u, h] + jnp.sum(weight, axis=1, keepdims=True)
-        values = jnp.where(is_value, values, jnp.zeros_like(values))
-        found = jax.lax.dot_general(weight.astype(values.dtype), values, (((1,), (value_axis,)), ((), ())),
+        if value_scale is None:
+            values = jnp.where(is_value, values, jnp.zeros_like(values))
+        else:  # rounded ones are numbers, whatever they are; scales need not be
+            weight = jnp.where(is_live, weight * value_scale, 0.0)
+        found = jax.lax.dot_general(weight.astype(q.dtype), values, (((1,), (value_axis,)), ((), ())),
                                     preferred_element_type=jnp.float32)
         value_sum[u, h] = keep[:, :1] * value_sum[u, h] + found
 
@@ -191,7 +207,8 @@ def _kernel(layer, blocks, length, count, q, k, v, *refs, size: int, steps: int,
         for u in range(units):
             left = length[unit * units + u] - block * size
             for h in range(K):
-                add(u, h, k[u, h], v[u, h], left, *turned[:2])
+                keys, values = k[u, h].astype(q.dtype), v[u, h].astype(q.dtype)
+                add(u, h, keys, values, left, *turned[:2], *(scale[u, h:h + 1] for scale in scales))
 
     @pl.when(block == steps - 1)
     def _end():

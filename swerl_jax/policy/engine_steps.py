@@ -6,6 +6,7 @@ The engine calls these functions; the planner lowers the same ones on shapes, fo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,9 @@ from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape
 from swerl_jax.policy.llama import Llama, parameter_name
 
-PREFIX_AXES = ("P K H S", "P K S H")
-BRANCH_AXES = ("P R K H C", "P R K C H")
+# Of keys, values and, where they are rounded, their scales.
+PREFIX_AXES = ("P K H S", "P K S H", "P K S", "P K S")
+BRANCH_AXES = ("P R K H C", "P R K C H", "P R K C", "P R K C")
 # Weight → the order of its axes in a TPU's memory, slowest first: as decoding multiplies by them. As they come, every tick
 # would turn every one of them first. The last two change places where a device's part of the last one leaves lanes empty.
 WEIGHT_LAYOUTS = {"qkv": (0, 2, 3, 1, 4), "gate_up": (0, 2, 1, 3)}
@@ -41,6 +43,7 @@ class EngineSettings:
       temperature: of the distribution that is sampled and whose log-probabilities are reported; 0 is greedy.
       seed, purpose: of the random numbers.
       dtype: of weights, caches and matrix products.
+      cache: of keys and values: "model", in dtype, or "int8", rounded, with a scale for each token and key head.
       weights: one of engine_weights.WEIGHTS; int8 rounds the layers' matrices and what they are multiplied by.
       is_unrolled: layers as separate arrays in an unrolled loop (fast on CPU) instead of a scan.
       attention: "plain"; "kernel", the TPU's of decoding and prefilling, for layers that are not unrolled; "auto": by the
@@ -63,6 +66,7 @@ class EngineSettings:
     is_unrolled: bool = True
     attention: str = "auto"
     weights: str = "model"
+    cache: str = "model"
 
     def __post_init__(self) -> None:
         if self.attention == "kernel" and self.is_unrolled:
@@ -89,9 +93,7 @@ class EngineSteps:
         self.arch = arch = engine_weights.with_key_heads(arch, mesh.shape["tensor"])
         self.settings, self.mesh = settings, mesh
         common = {"arch": arch, "dtype": settings.dtype}
-        caches = sampler.Caches(*(tuple(map(self._cache_sharding, axes)) for axes in (PREFIX_AXES, BRANCH_AXES)))
-        if settings.is_unrolled:
-            caches = jax.tree.map(lambda pair: (pair,) * arch.L, caches, is_leaf=lambda x: isinstance(x, tuple))
+        caches = self._caches(lambda axes, dtype: self._cache_sharding(axes))
         self._is_tpu = is_tpu = mesh.devices.flat[0].platform == "tpu"
         self.has_kernel = has_kernel = settings.attention == "kernel" or (settings.attention == "auto" and is_tpu and not settings.is_unrolled)
         kernel = partial(decode_kernel.attend_cached, mesh=mesh, is_interpreted=not is_tpu) if has_kernel else None
@@ -117,17 +119,12 @@ class EngineSteps:
         sizes = {"P": settings.groups, "R": settings.samples, "K": arch.K, "H": arch.H, "S": S,
                  "C": C + settings.spare_columns, "L": arch.L}
 
-        def shape(axes: str) -> jax.ShapeDtypeStruct:
+        def shape(axes: str, dtype: Any) -> jax.ShapeDtypeStruct:
             letters = axes if settings.is_unrolled else "L " + axes
-            return jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in letters.split()), settings.dtype,
+            return jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in letters.split()), dtype,
                                         sharding=self._cache_sharding(axes))
 
-        def cache(pair: tuple[str, str]) -> Any:
-            if settings.is_unrolled:
-                return tuple(tuple(map(shape, pair)) for _ in range(arch.L))
-            return tuple(map(shape, pair))
-
-        return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
+        return self._caches(shape)
 
     def live_columns(self, length: int, C: int) -> int:
         """A power of two of chunks that covers `length`, so that short branches are not charged for long ones."""
@@ -187,6 +184,17 @@ class EngineSteps:
         n, S = q.shape[:2]
         visits = splash.plan(jnp.zeros((n, 0), jnp.int32), jnp.ones((n, S), bool), RowShape(S, splash.LANES, 0))
         return splash.attend_rows(q, k, v, visits, mesh=self.mesh, is_interpreted=not self._is_tpu)
+
+    def _caches(self, make: Callable[[str, Any], Any]) -> sampler.Caches:
+        """make(axes of one layer, dtype) for each array of the caches."""
+        settings = self.settings
+        dtypes = {"model": (settings.dtype,) * 2, "int8": (jnp.int8, jnp.int8, jnp.float32, jnp.float32)}[settings.cache]
+
+        def cache(axes: tuple[str, ...]) -> Any:
+            layer = tuple(map(make, axes, dtypes))
+            return (layer,) * self.arch.L if settings.is_unrolled else layer
+
+        return sampler.Caches(cache(PREFIX_AXES), cache(BRANCH_AXES))
 
     def _weight_format(self, path: Any, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding | Format:
         order = WEIGHT_LAYOUTS.get(parameter_name(path))

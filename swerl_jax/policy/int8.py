@@ -1,4 +1,4 @@
-"""Matrix products of eight-bit integers: weights rounded once, activations as they come.
+"""Eight-bit integers: matrix products of weights rounded once and activations as they come; keys and values that are kept.
 
 A weight is rounded to 127 steps of the largest size that goes into its output, an activation to as many of the largest in its
 row; their products are summed as integers and scaled afterwards. Source: LLM.int8(), arXiv 2208.07339, §2.2 (vector-wise), without its outliers in 16
@@ -25,6 +25,19 @@ def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
     least = jnp.finfo(x.dtype).tiny
     largest = jnp.expand_dims(jax.lax.reduce(jnp.abs(x), least, jax.lax.max, axes), axes).astype(jnp.float32)
     return jnp.round(x.astype(jnp.float32) / largest * _LARGEST).astype(jnp.int8), largest
+
+
+def quantise_columns(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Keys and values, each column of a key head by itself; a column of zeros has a scale that is next to none.
+
+    Args:
+      k: [.. H C]. v: [.. C H].
+
+    Returns:
+      (int8 [.. H C], int8 [.. C H], their scales, float32 [.. C] each), so that k ≈ int8 · scale.
+    """
+    values, largest = zip(quantise(k, (k.ndim - 2,)), quantise(v, (v.ndim - 1,)))
+    return *values, largest[0][..., 0, :] / _LARGEST, largest[1][..., 0] / _LARGEST
 
 
 def quantise_matrix(w: jax.Array, axes: int, blocks: int) -> tuple[jax.Array, jax.Array]:

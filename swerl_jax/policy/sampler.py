@@ -7,6 +7,10 @@ for every branch), and at the end of the chunk they are merged at each branch's 
 the same arithmetic whatever slot it is in, whenever it came and whoever is beside it: its tokens do not depend on the
 schedule as long as the shapes are the same (the columns that are read are one of them: another count of columns changes
 log-probabilities by rounding).
+
+Caches may be rounded to eight bits. What a call computes it attends to as it is, the prefix to itself and a chunk to its own
+columns; what is kept is rounded, and later calls attend to that. A turn begins with a chunk, so which columns a token meets
+rounded does not depend on the schedule either, unless its branch is fed again after an eviction: then it was in other pieces.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from swerl_jax.policy import int8
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import Segment, attend, attend_prefix, causal
 from swerl_jax.policy.llama import Llama, trunk
 from swerl_jax.policy.mesh import Place, anywhere
 
 NO_ID = -1
-COLUMN_AXIS = (4, 3)  # of a branch's keys [P R K H C] and values [P R K C H]
+COLUMN_AXES = (-1, -2, -1, -1)  # of keys [.. H C], values [.. C H] and, where those are rounded, their scales [.. C]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["prefix", "branch"], meta_fields=[])
@@ -34,9 +39,11 @@ COLUMN_AXIS = (4, 3)  # of a branch's keys [P R K H C] and values [P R K C H]
 class Caches:
     """Keys and values of every slot, per layer (a tuple of L pairs, or one pair with a leading axis L).
 
+    Where they are int8, scales follow them, so that pairs are fours: float32, one a column (see int8.quantise_columns).
+
     Attributes:
-      prefix: k [P K H S] and v [P K S H]; column s is the prompt's token s.
-      branch: k [P R K H C] and v [P R K C H]; column c is the branch's token c.
+      prefix: k [P K H S] and v [P K S H], scales [P K S]; column s is the prompt's token s.
+      branch: k [P R K H C] and v [P R K C H], scales [P R K C]; column c is the branch's token c.
     """
 
     prefix: Any
@@ -133,7 +140,7 @@ def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.
     def write(q, k, v, cache):
         columns = jnp.einsum("btkh->bkht", k), jnp.einsum("btkh->bkth", v)
         o = attend_prefix(q, *columns) if attention is None else attention(q, k, v)
-        return o, tuple(_put(old, new.astype(old.dtype), slot, is_new) for old, new in zip(cache, columns))
+        return o, tuple(_put(old, new, slot, is_new) for old, new in zip(cache, _kept(columns, cache), strict=True))
 
     position = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     _, prefix = trunk(model, arch, place(ids, "B t"), position, write, caches.prefix, dtype=dtype, place=place)
@@ -143,9 +150,9 @@ def prefill(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, ids: jax.
 def _put(old: jax.Array, new: jax.Array, slot: jax.Array, is_new: jax.Array) -> jax.Array:
     """old [P ..] with new [n ..] in one slot of each of n equal parts of P, where it is new."""
     parts = old.reshape(new.shape[0], -1, *old.shape[1:])
-    start = (0, slot, 0, 0, 0)
+    start = (0, slot, *(0 for _ in new.shape[1:]))
     there = jax.lax.dynamic_slice(parts, start, (new.shape[0], 1, *new.shape[1:]))
-    new = jnp.where(is_new.reshape(-1, 1, 1, 1, 1), new[:, None], there)
+    new = jnp.where(is_new.reshape(-1, *(1 for _ in new.shape)), new[:, None], there)
     return jax.lax.dynamic_update_slice(parts, new, start).reshape(old.shape)
 
 
@@ -162,13 +169,10 @@ def extend(model: Llama, arch: Arch, caches: Caches, slot: jax.Array, lane: jax.
         prefix, branch = cache
         new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
         shared = [jax.lax.dynamic_slice_in_dim(x, slot, 1) for x in prefix]
-        past = [jax.lax.dynamic_slice(x, (slot, lane, 0, 0, 0), (1, 1, *x.shape[2:])) for x in branch]
-        o = attend(q, [Segment(*shared, _before(_columns(prefix), prefix_length)),
-                       Segment(*past, _before(_columns(branch), start)), Segment(*new, causal(ids.shape[0]))])
-        places = (slot, lane, 0, 0, start), (slot, lane, 0, start, 0)
-        branch = tuple(jax.lax.dynamic_update_slice(old, one.astype(old.dtype), place)
-                       for old, one, place in zip(branch, new, places))
-        return o, (prefix, branch)
+        past = [jax.lax.dynamic_slice(x, (slot, lane, *(0 for _ in x.shape[2:])), (1, 1, *x.shape[2:])) for x in branch]
+        o = attend(q, [_segment(shared, _before(_columns(prefix), prefix_length)),
+                       _segment(past, _before(_columns(branch), start)), _segment(new, causal(ids.shape[0]))])
+        return o, (prefix, _updated(branch, _kept(new, branch), start, (slot, lane)))
 
     position = (prefix_length + start + jnp.arange(ids.shape[0], dtype=jnp.int32))[None, None]
     _, entries = trunk(model, arch, ids[None, None], position, append, _joined(caches.prefix, caches.branch), dtype=dtype)
@@ -191,7 +195,7 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
     """
     P, R = slots.length.shape
     entries, look = _plain_look(caches, slots, columns) if kernel is None else _kernel_look(caches, slots, columns, kernel)
-    staging = _on_each(caches.branch, lambda x, axis: jnp.zeros_like(x, shape=_resized(x.shape, axis, ticks)))
+    staging = _by_layer(lambda layer: _empty(layer, ticks, dtype), caches.branch)
     out = {"ids": jnp.full((ticks, P, R), NO_ID, jnp.int32), "logp": jnp.zeros((ticks, P, R), jnp.float32)}
 
     def tick(carry):
@@ -200,8 +204,7 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
         def step(q, k, v, cache):
             *cached, staged = cache
             new = jnp.einsum("prtkh->prkht", k), jnp.einsum("prtkh->prkth", v)
-            staged = tuple(jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), t, axis)
-                           for old, one, axis in zip(staged, new, COLUMN_AXIS))
+            staged = _updated(staged, _kept(new, staged), t)
             return look(q, cached, staged, t + 1), staged
 
         position = (slots.prefix_length[:, None] + slots.length + t)[..., None]
@@ -224,7 +227,7 @@ def decode(model: Llama, arch: Arch, caches: Caches, slots: Slots, *, stop_ids: 
     start = (jnp.int32(0), slots, jnp.zeros((P, R), bool), staging, out)
     _, _, is_stopped, staging, out = jax.lax.while_loop(
         lambda carry: (carry[0] < ticks) & jnp.any(carry[1].budget > 0), tick, start)
-    branch = _on_each(caches.branch, lambda old, axis, new: _merge(old, new, slots.length, axis), staging)
+    branch = _by_layer(lambda layer, staged: _merged(layer, staged, slots.length), caches.branch, staging)
     return dataclasses.replace(caches, branch=branch), {**out, "is_stopped": is_stopped}
 
 
@@ -234,13 +237,14 @@ Look = Callable[[jax.Array, Any, tuple[jax.Array, jax.Array], jax.Array], jax.Ar
 
 def _plain_look(caches: Caches, slots: Slots, columns: int) -> tuple[tuple[Any, ...], Look]:
     """(what the loop over layers goes through, how a layer's queries look at it and at what is staged)."""
-    past = _on_each(caches.branch, lambda x, axis: jax.lax.slice_in_dim(x, 0, columns, axis=axis))
+    past = _by_layer(lambda layer: tuple(jax.lax.slice_in_dim(x, 0, columns, axis=axis) for x, axis in zip(layer, COLUMN_AXES)),
+                     caches.branch)
     sees_prefix = _before(_columns(caches.prefix), slots.prefix_length[:, None, None, None])
     sees_past = _before(columns, slots.length[:, :, None, None])
 
     def look(q, cached, staged, count):
-        segments = [Segment(*layer, sees) for layer, sees in zip(cached, (sees_prefix, sees_past))]
-        return attend(q, [*(segments if columns else segments[:1]), Segment(*staged, _before(staged[1].shape[-2], count))])
+        segments = [_segment(layer, sees) for layer, sees in zip(cached, (sees_prefix, sees_past))]
+        return attend(q, [*(segments if columns else segments[:1]), _segment(staged, _before(_columns(staged), count))])
 
     return (caches.prefix, past), look
 
@@ -265,24 +269,44 @@ def _columns(cache: Any) -> int:
     return jax.tree.leaves(cache)[1].shape[-2]
 
 
-def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return shape[:axis] + (size,) + shape[axis:][1:] if axis != -1 else shape[:-1] + (size,)
+def _segment(layer: Any, is_visible: jax.Array) -> Segment:
+    """A layer's part of a cache, with scales or without."""
+    k, v, *scales = layer
+    return Segment(k, v, is_visible, *scales)
 
 
-def _on_each(pairs: Any, function: Callable[..., jax.Array], *others: Any) -> Any:
-    """Calls function(array, its column axis from the end, …) on every k and v of a cache, stacked or not."""
-    if isinstance(pairs[0], tuple):
-        return tuple(_on_each(pair, function, *(o[i] for o in others)) for i, pair in enumerate(pairs))
-    return tuple(function(x, axis, *(o[i] for o in others)) for i, (x, axis) in enumerate(zip(pairs, (-1, -2))))
+def _by_layer(function: Callable[..., Any], *caches: Any) -> Any:
+    """function(a layer's part of each of `caches`), layer by layer; of stacked layers all at once."""
+    return tuple(map(function, *caches)) if isinstance(caches[0][0], tuple) else function(*caches)
 
 
-def _merge(cache: jax.Array, staged: jax.Array, length: jax.Array, axis: int) -> jax.Array:
-    """Writes the staged columns [.. P R K ticks H] into the cache [.. P R K C H] at each branch's own length."""
-    def write(old, new, start):
-        return jax.lax.dynamic_update_slice_in_dim(old, new, start, old.ndim + axis)
+def _empty(layer: Any, count: int, dtype: Any) -> tuple[jax.Array, ...]:
+    """Keys and values as those of a layer, but with `count` columns of zeros and without scales."""
+    k, v = layer[:2]
+    return (jnp.zeros_like(k, dtype, shape=(*k.shape[:-1], count)),
+            jnp.zeros_like(v, dtype, shape=(*v.shape[:-2], count, v.shape[-1])))
 
-    write = jax.vmap(jax.vmap(write))
-    return jax.vmap(write, (0, 0, None))(cache, staged, length) if cache.ndim == 6 else write(cache, staged, length)
+
+def _kept(new: tuple[jax.Array, jax.Array], layer: Any) -> tuple[jax.Array, ...]:
+    """New keys and values in the form of a layer's part of a cache: rounded, with their scales, where that has scales."""
+    return int8.quantise_columns(*new) if len(layer) > 2 else tuple(x.astype(old.dtype) for x, old in zip(new, layer))
+
+
+def _updated(layer: Any, new: Any, start: jax.Array, first: tuple[jax.Array, ...] = ()) -> tuple[jax.Array, ...]:
+    """A layer's part of a cache with new columns from `start` on, at the indices `first` of its first axes."""
+    def write(old, one, axis):
+        place = [*first, *(0 for _ in old.shape[len(first):])]
+        place[axis] = start
+        return jax.lax.dynamic_update_slice(old, one, place)
+
+    return tuple(map(write, layer, new, COLUMN_AXES))
+
+
+def _merged(layer: Any, staged: Any, length: jax.Array) -> tuple[jax.Array, ...]:
+    """A layer's part of the branches' cache, or all layers' stacked, with the staged columns at each branch's own length."""
+    write = jax.vmap(jax.vmap(_updated))
+    write = jax.vmap(write, (0, 0, None)) if layer[0].ndim == 6 else write
+    return write(tuple(layer), _kept(staged, layer), length)
 
 
 def _joined(*caches: Any) -> Any:
