@@ -4,9 +4,11 @@
 # Sources: cloud.google.com/tpu/docs/{v5p,v5e,v6e,runtimes}, cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
 # An accelerator type counts chips, on v5p TensorCores (two a chip). A slice of several hosts has 4 chips on each; a v5e or
 # v6e slice of one host has 1, 4 or 8. On Compute Engine 2x4 is one host of 8; on GKE it may also be two hosts of 4.
+# The planner knows the same names, with as many hosts: swerl_jax/policy/chips.py.
 
 FLAT_SHAPES="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 SMALL_CUBES="2x2x1 2x2x2 2x2x4 2x4x4"
+LARGE_CUBES="AxBxC of multiples of 4 with A <= B <= C, at most 16x16x24"
 
 # read_topology VERSION:SHAPE[:xSLICES] [CHIPS_PER_HOST]: sets TPU_VERSION, SHAPE, SLICES, CHIPS (of a slice), CHIPS_PER_HOST,
 # HOSTS (of a slice), ACCELERATOR_TYPE, RUNTIME_VERSION, GKE_ACCELERATOR and MACHINE_TYPE.
@@ -23,7 +25,8 @@ read_topology() {
     v5p) check_cube "$1" ;;
     v5e | v6e) check_flat "$1" ;;
     *) refuse "the topology '$1' is unknown" "needed is VERSION:SHAPE, for example v5p:4x4x8, v6e:16x16 or v5e:2x4;" \
-      "versions are v5p, v5e and v6e; :x2 at its end makes two slices" ;;
+      "versions are v5p, v5e and v6e; :x2 at its end makes two slices" \
+      "shapes of v5e and v6e are $FLAT_SHAPES; of v5p $SMALL_CUBES," "and $LARGE_CUBES" ;;
   esac
   CHIPS=$((${SHAPE//x/*}))
   set_chips_per_host "${2:-}"
@@ -42,10 +45,10 @@ check_cube() {
   [[ " $SMALL_CUBES " != *" $SHAPE "* ]] || return 0
   if [[ "$SHAPE" =~ ^[1-9][0-9]*x[1-9][0-9]*x[1-9][0-9]*$ ]]; then
     IFS=x read -r a b c <<< "$SHAPE"
-    [[ $((a % 4 + b % 4 + c % 4)) != 0 || "$a" -gt "$b" || "$b" -gt "$c" ]] || return 0
+    [[ $((a % 4 + b % 4 + c % 4)) != 0 || "$a" -gt "$b" || "$b" -gt "$c" || "$b" -gt 16 || "$c" -gt 24 ]] || return 0
   fi
   refuse "$1 is not a v5p topology" "its shapes are $SMALL_CUBES," \
-    "and AxBxC of multiples of 4 with A <= B <= C, for example 4x4x4, 4x4x8 or 8x8x8"
+    "and $LARGE_CUBES, for example 4x4x4, 4x4x8 or 8x8x8"
 }
 
 set_chips_per_host() {

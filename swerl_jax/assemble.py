@@ -245,16 +245,15 @@ def collector(config: ml_collections.ConfigDict, text: Text, pool: ScoringPool, 
 
 def evaluator(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Text, collector: Collector, path: str,
               processes: Processes = ALONE) -> Evaluator:
-    """Held-out evaluation: as many lanes in all as training has, but dealt over more prompts."""
+    """Held-out evaluation: in the memory that training's caches take, dealt over more prompts."""
     examples, left_out = _within_budget(path, config.eval.examples, text, config.data.on_malformed)
     if left_out:
         print(f"held-out: {left_out} examples exceed prompt.max_tokens={config.prompt.max_tokens} and are passed over")
     if len(examples) < config.eval.examples:
         print(f"held-out: eval.examples is {config.eval.examples} and {path} has {len(examples)}: they are all taken")
-    lanes = config.engine.groups * config.rl.samples
     one = engines.engine(config, arch, mesh, text.chat.stop_ids, prompts=len(examples), samples=config.eval.samples,
-                         groups=max(1, lanes // config.eval.samples), temperature=config.eval.temperature, purpose="eval",
-                         processes=processes)
+                         groups=engines.evaluation_groups(config, len(examples)), temperature=config.eval.temperature,
+                         purpose="eval", processes=processes)
     return Evaluator(examples, config.eval.samples, text.prompt_ids, one, collector, processes)
 
 
@@ -327,7 +326,7 @@ def rl_phase(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, text: Te
 
 
 def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Parts:
-    """What a planner compiles for the last phase of a run: its learner and, for RL, its engine; nothing is allocated."""
+    """What a planner compiles for the last phase of a run: its learner and, for RL, its engines; nothing is allocated."""
     phase, r = config.phases[-1], config.rl
     tokens = config.prompt.max_tokens, config.answer.max_tokens
     built = learner(config, arch, mesh, phase), row_sizes.packing(config, mesh, phase)
@@ -336,7 +335,10 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
         return Parts(*built, StepShape(config.sft.examples, 1, *(whole if config.sft.prompt_weight else tokens)), None)
     shape = StepShape(r.prompts, r.samples, *tokens, r.minibatches, r.epochs, is_weighted=_asks_before(config),
                       has_reference=bool(r.kl_coefficient))
-    return Parts(*built, shape, engines.planned(config, arch, mesh))
+    steps = engines.planned(config, arch, mesh, r.prompts, r.samples, config.engine.groups)
+    held_out = config.eval.examples
+    return Parts(*built, shape, steps, engines.planned(
+        config, arch, mesh, held_out, config.eval.samples, engines.evaluation_groups(config, held_out)))
 
 
 def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],

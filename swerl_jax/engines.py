@@ -80,13 +80,25 @@ def engine(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, stop_ids: 
     return TeamEngine(arch, settings, own_mesh, devices, Team(index, cut.teams, place == 0), channel)
 
 
-def planned(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> EngineSteps:
-    """What all engines of a run run, as one on the learner's devices: each of these does the same as in its own engine."""
+def evaluation_groups(config: ml_collections.ConfigDict, prompts: int) -> int:
+    """Slots of all engines together for `prompts` held out: as many as take the memory of training's, no more than there are."""
+    branch = config.answer.max_tokens + max(config.engine.ticks, EngineSettings.extend_tokens)
+    training, evaluation = (prefix_buckets(config)[-1] + samples * branch for samples in (config.rl.samples, config.eval.samples))
+    return max(1, min(prompts, config.engine.groups * training // evaluation))
+
+
+def planned(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, prompts: int, samples: int, groups: int) -> EngineSteps:
+    """What all engines of a run run, as one on the learner's devices: each of these does the same as in its own engine.
+
+    Args:
+      prompts, samples, groups: as of `engine`.
+    """
     devices = mesh.devices.flatten()
     cut = layout(config, devices)
-    lanes, slots = share(cut, config.rl.prompts, config.rl.samples, config.engine.groups)
+    lanes, slots = share(cut, prompts, samples, groups)
     whole = mesh_lib.make_mesh({"fsdp": cut.teams * cut.shards, "tensor": cut.tensor}, list(devices))
-    return EngineSteps(arch, _settings(config, arch, whole, (0,), cut.teams * slots, lanes, config.engine.temperature, "plan"), whole)
+    settings = _settings(config, arch, whole, (0,), cut.teams * slots, lanes, config.engine.temperature, "plan")
+    return EngineSteps(arch, settings, whole)
 
 
 def share(cut: Layout, prompts: int, samples: int, groups: int) -> tuple[int, int]:

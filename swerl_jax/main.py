@@ -136,10 +136,12 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
         return planning.make(assemble.plan_parts(changed, known, assemble.mesh(changed, devices)), topology, tell, sides)
 
     found = make({})
+    *earlier, last = config.phases
+    print("\n".join([f"phase    {last}", *(f"         {phase} is planned with --config.phases=\"('{phase}',)\"" for phase in earlier)]))
     print(plan_table.table(found))
-    record = plan_table.as_json(found)
+    record = {"phase": last} | plan_table.as_json(found)
     if not found.fits:
-        better = plan_search.nearest(config, known.K, topology.chips, found.short, make, tell)
+        better = plan_search.nearest(config, known.K, found, make, tell)
         changes = None if better is None else better[0]
         record["nearest"] = better and {"changes": changes, "plan": plan_table.as_json(better[1])}
         arguments = " ".join(shlex.quote(f"--config.{key}={value}") for key, value in (changes or {}).items())

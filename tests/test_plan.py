@@ -17,7 +17,7 @@ from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
 from swerl_jax.learn.plan import Plan, Report
 from swerl_jax.learn.plan_programs import StepShape
-from swerl_jax.policy.arch import Arch
+from swerl_jax.policy.arch import ARCHS, Arch
 from swerl_jax.policy.chips import GIB, parse_topology
 from swerl_jax.policy.mesh import make_mesh
 
@@ -126,7 +126,7 @@ def test_bandwidth_by_the_axes_that_a_group_spans(group, bytes_per_second):
 def a_plan(**changes):
     reports = [Report("gradient", "learn", 2, 10 * GIB, flops=459e12, roofline_s=1.0, roof="compute", cycles_s=1.5,
                       kernels_s=0.25, links_s=0.25), Report("decode", "decode", 10, 1 * GIB, roofline_s=0.1, roof="memory", cycles_s=0.3)]
-    resident, sampling = {"parameters": 50 * GIB}, {"K/V cache": 30 * GIB}
+    resident, sampling = {"parameters": 50 * GIB}, {"engine weights": 18 * GIB, "K/V cache": 12 * GIB}
     found = Plan(parse_topology("v5p:2x2x1"), {"fsdp": 4}, resident, sampling, 5 * GIB, reports, useful_flops=2 * 459e12 * 4)
     return dataclasses.replace(found, **changes)
 
@@ -154,15 +154,19 @@ def test_a_plan_that_does_not_fit_says_by_how_much():
 
 def test_changes_that_need_less_memory():
     config = small(learner__rows=4, learner__remat="attention")
-    found = list(plan_search.candidates(config, key_heads=2, chips=4, side="learning"))
+    whole = a_plan(sampling={"engine weights": 2.0, "K/V cache": 1.0})  # of 4 chips
+    found = list(plan_search.candidates(config, 2, whole, "learning"))
     assert found[:5] == [{"optimizer.moments_dtype": "bfloat16"}, {"rl.row_tokens": (256,)}, {"mesh.tensor": 2},
                          {"learner.remat": "layer"}, {"learner.rows": 2}]
     assert found[-1] == {"learner.rows": 1, "learner.remat": "offload", "mesh.tensor": 2, "rl.row_tokens": (128,),
                          "optimizer.moments_dtype": "bfloat16"}
     assert len(found) == 3 * 3 * 2 * 3 * 2 - 1
-    found = list(plan_search.candidates(config, key_heads=2, chips=2, side="sampling"))
-    assert found[:3] == [{"engine.groups": 2}, {"engine.devices": 2}, {"engine.weights": "int8"}]
-    assert found[3] == {"engine.cache": "int8"} and len(found) == 3 * 2 * 2 * 2 - 1
+    found = list(plan_search.candidates(config, 2, whole, "sampling"))
+    assert found[:4] == [{"engine.weights": "int8"}, {"engine.cache": "int8"}, {"engine.devices": 2}, {"engine.groups": 2}]
+    assert len(found) == 3 * 3 * 2 * 2 - 1
+    found = list(plan_search.candidates(config, 2, a_plan(sampling={"engine weights": 1.0, "K/V cache": 2.0}), "sampling"))
+    assert found[:4] == [{"engine.cache": "int8"}, {"engine.groups": 2}, {"engine.devices": 2}, {"engine.weights": "int8"}], (
+        "the cache is what is large")
 
 
 def test_the_nearest_settings_of_each_side():
@@ -182,12 +186,12 @@ def test_the_nearest_settings_of_each_side():
     whole = make({}, ("learning", "sampling"))
     assert whole.short == ["learning", "sampling"] and make({"learner.rows": 2}, ("learning", "sampling")).short == ["sampling"]
     planned.clear()
-    changes, found = plan_search.nearest(config, 2, 4, whole.short, make)
+    changes, found = plan_search.nearest(config, 2, whole, make)
     assert changes == {"learner.rows": 2, "engine.weights": "int8"} and found.fits
     # One side alone each time; learning once more, with what sampling needs.
     assert all(len(sides) == 1 for _, sides in planned) and planned[-1] == (changes, ("learning",))
     assert {report.name for report in found.reports} == {"gradient", "decode"}
-    assert plan_search.nearest(config, 2, 4, ["learning"], lambda *_: whole) is None
+    assert plan_search.nearest(config, 2, whole, lambda *_: whole) is None
 
 
 def test_what_two_layers_hold_and_run():
@@ -300,3 +304,24 @@ def test_what_does_not_fit_is_a_report():
     parts = assemble.plan_parts(config, wide, assemble.mesh(config, plan.devices(topology)))
     found = plan.make(parts, topology)
     assert not found.fits and found.spare_bytes < 0 and "DOES NOT FIT" in plan_table.table(found)
+
+
+@needs_compiler
+def test_a_host_that_cannot_hold_the_weights_is_told_with_the_remedy():
+    """70 billion parameters in bfloat16, 131.4 GiB, on the four chips of a v6e host, 128 GB as they are sold; nothing compiles."""
+    topology = parse_topology("v6e:16x16")
+    config = config_lib.update(config_lib.default(), {
+        "mesh.tensor": 4, "engine.prefix_buckets": (12_288,), "engine.groups": 32, "optimizer.moments_dtype": "bfloat16"})
+    arch = ARCHS["llama3.3-70b"]
+    parts = assemble.plan_parts(config, arch, assemble.mesh(config, plan.devices(topology)))
+    said = []
+    found = plan.make(parts, topology, said.append, ["sampling"])
+    assert not said and found.short == ["sampling"] and found.copy == plan_programs.Copy(4, 1, "bfloat16", 8)
+    advice, = plan_table.as_json(found)["advice"]
+    assert "4 chips of one host with 125.0 GiB of HBM cannot hold 131.4 GiB in bfloat16" in advice and advice in plan_table.table(found)
+    assert advice.endswith(": --config.engine.weights=int8 halves the weights, --config.engine.devices=8 lays them over 2 hosts")
+    assert next(plan_search.candidates(config, arch.K, found, "sampling")) == {"engine.weights": "int8"}
+    config = config_lib.update(config, {"engine.weights": "int8"})
+    rounded = dataclasses.replace(found, sampling=plan_programs.sampling(assemble.plan_parts(
+        config, arch, assemble.mesh(config, plan.devices(topology)))))
+    assert rounded.held("sampling") < topology.chip.hbm_bytes

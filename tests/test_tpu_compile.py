@@ -93,9 +93,9 @@ def test_attention_to_caches(name, H, is_rounded):
     assert used.argument_size_in_bytes < 1.1 * sum(x.size * x.dtype.itemsize / 4 for x in jax.tree.leaves(arguments))
 
 
-def _decoding(mesh, learner_mesh, H=128, F=4096):
-    """(steps, the learner's model) of 16 layers."""
-    arch = Arch(V=512, D=1024, L=16, N=4 * 1024 // H, K=4, H=H, F=F)
+def _decoding(mesh, learner_mesh, H=128, F=4096, L=16, V=512):
+    """(steps, the learner's model)."""
+    arch = Arch(V=V, D=1024, L=L, N=4 * 1024 // H, K=4, H=H, F=F)
     with jax.set_mesh(learner_mesh):
         model = jax.eval_shape(lambda: Llama(arch, jax.random.key(0)))
         shardings = nnx.get_named_sharding(model, learner_mesh)
@@ -126,6 +126,19 @@ def test_teams_load_together_what_each_decodes_with():
     assert layouts == [x.layout for x in jax.tree.leaves(_formats(steps, model))]
     assert len(set(map(str, layouts))) > 1
     assert loaded.memory_analysis().output_size_in_bytes == pytest.approx(plan_programs.held(decoded), rel=0.02)
+
+
+def test_loading_needs_little_beside_what_is_kept():
+    """From 16 × 2 chips to engines of 4: beyond a layer and the vocabulary's parts nothing but what each chip sends, once cast."""
+    devices = topologies.get_topology_desc("v5p:2x4x4", "tpu").devices
+    learner_mesh, mesh = (mesh_lib.make_mesh({"fsdp": 32 // n, "tensor": n}, devices) for n in (2, 4))
+    found = {}
+    for L in (2, 8):
+        steps, model = _decoding(mesh, learner_mesh, L=L, V=65_536)
+        found[L] = steps.loading(model, mesh).lower(model).compile().memory_analysis().temp_size_in_bytes
+    layer = 2 * (2 * 1024 * 4096 + 2 * 1024 * 512 + 3 * 1024 * 4096)  # bytes in bfloat16
+    assert found[8] - found[2] < 6 * 1.5 * layer / 32  # padding included
+    assert found[2] < (2 * 2 * 65_536 * 1024 + 2 * layer) / 4
 
 
 def _formats(steps, model):

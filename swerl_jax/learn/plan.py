@@ -23,8 +23,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from swerl_jax.learn import flop_count, hlo_count, plan_programs
-from swerl_jax.learn.plan_programs import Parts, Program
-from swerl_jax.policy.chips import GIB, Topology
+from swerl_jax.learn.plan_programs import Copy, Parts, Program
+from swerl_jax.policy.chips import GIB, Topology, valid_topologies
 
 MARGIN = 0.10  # of the memory that should stay free
 # Memory is short on one side or the other: what the engine holds is freed before learning, the gradient after it.
@@ -73,6 +73,8 @@ class Plan:
       resident: HBM of one chip, in bytes, by part, that is held all through a step.
       sampling: the same of what the engine holds; it frees it before learning. gradient_bytes: only while learning.
       useful_flops: see StepShape.useful_flops; of all chips.
+      copy: of the engine's weights. evaluation_cache: bytes of a chip that caches take while evaluating, instead of those of
+        `sampling`.
     """
 
     topology: Topology
@@ -82,11 +84,17 @@ class Plan:
     gradient_bytes: float
     reports: Sequence[Report]
     useful_flops: float
+    copy: Copy | None = None
+    evaluation_cache: float = 0.0
 
     @property
     def peaks(self) -> dict[str, float]:
-        """HBM of one chip while each program runs, in bytes."""
-        return {r.name: self.held(side(r.phase)) + r.extra_bytes for r in self.reports}
+        """HBM of one chip while each program runs, in bytes; evaluation's are not compiled: taken to need as much as training's."""
+        found = {r.name: self.held(side(r.phase)) + r.extra_bytes for r in self.reports}
+        drawing = [found[r.name] for r in self.reports if r.phase in ("prefill", "decode")]
+        if drawing and self.evaluation_cache:
+            found["evaluation"] = max(drawing) + self.evaluation_cache - self.sampling["K/V cache"]
+        return found
 
     def held(self, name: str) -> float:
         """HBM of one chip, in bytes, that one of SIDES needs beside what its programs do."""
@@ -97,6 +105,7 @@ class Plan:
         """The SIDES on which it does not fit."""
         hbm, peaks = self.topology.chip.hbm_bytes, self.peaks
         found = {side(r.phase) for r in self.reports if r.fault or peaks[r.name] > hbm}
+        found |= {"sampling"} if peaks.get("evaluation", 0.0) > hbm else set()
         return [name for name in SIDES if name in found]
 
     @property
@@ -133,11 +142,14 @@ def devices(topology: Topology) -> list[Any]:
     for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
                         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
         os.environ.setdefault(name, value)
-    options = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    options = {"chips_per_host_bounds": (*topology.host, 1)[:3]}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     try:
         return list(topologies.get_topology_desc(topology.name, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"the TPU compiler knows no topology {topology}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the TPU compiler refuses the topology {topology}: {str(error).splitlines()[0]}; there are\n"
+                         f"{valid_topologies()}") from error
 
 
 def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda text: None,
@@ -150,7 +162,8 @@ def make(parts: Parts, topology: Topology, say: Callable[[str], None] = lambda t
     learner, mesh = parts.learner, parts.learner.mesh
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
     plan = Plan(topology, sizes, plan_programs.resident(parts), plan_programs.sampling(parts),
-                plan_programs.held(learner.summed), [], parts.shape.useful_flops(learner.arch))
+                plan_programs.held(learner.summed), [], parts.shape.useful_flops(learner.arch),
+                plan_programs.copy(parts, topology), plan_programs.cache_bytes(parts.evaluation))
     reports, done = [], {}
     for name in sides:
         over = plan.held(name) - topology.chip.hbm_bytes

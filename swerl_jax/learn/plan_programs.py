@@ -10,14 +10,16 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swerl_jax.learn import flop_count
 from swerl_jax.learn.batch import Batch, Branch, PackSettings, Prefixed, pack
 from swerl_jax.learn.learner import Learner
-from swerl_jax.policy import splash
+from swerl_jax.policy import engine_weights, splash
 from swerl_jax.policy.arch import Arch
 from swerl_jax.policy.attention import RowShape
+from swerl_jax.policy.chips import Topology
 from swerl_jax.policy.engine_steps import EngineSteps
 
 
@@ -60,12 +62,32 @@ class StepShape:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a plan is made of; see assemble.plan_parts. `steps` is None where nothing is sampled."""
+    """What a plan is made of; see assemble.plan_parts. What draws is None where nothing is sampled.
+
+    Attributes:
+      steps, evaluation: of the engines, while training and while evaluating.
+    """
 
     learner: Learner
     packing: PackSettings
     shape: StepShape
     steps: EngineSteps | None
+    evaluation: EngineSteps | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Where one copy of the engine's weights lies.
+
+    Attributes:
+      chips, hosts: that hold it together. weights: what they are kept in. wider: the next number of chips, at least twice as
+        many, that could; 0 where there is none.
+    """
+
+    chips: int
+    hosts: int
+    weights: str
+    wider: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +128,34 @@ def sampling(parts: Parts) -> dict[str, float]:
     """The same, of what the engine holds."""
     if parts.steps is None:
         return {}
-    settings = parts.steps.settings
-    caches = parts.steps.caches(settings.prefix_buckets[-1], settings.branch_buckets[-1])
-    return {"engine weights": held(parts.steps.weights(parts.learner.base)), "K/V cache": held(caches)}
+    return {"engine weights": held(parts.steps.weights(parts.learner.base)), "K/V cache": cache_bytes(parts.steps)}
+
+
+def cache_bytes(steps: EngineSteps | None) -> float:
+    """Of one chip, for prompts and answers as long as allowed."""
+    if steps is None:
+        return 0.0
+    return held(steps.caches(steps.settings.prefix_buckets[-1], steps.settings.branch_buckets[-1]))
+
+
+def copy(parts: Parts, topology: Topology) -> Copy | None:
+    """Of the engine's weights; None where nothing is sampled."""
+    if parts.steps is None:
+        return None
+    chips, settings = parts.steps.mesh.shape["tensor"], parts.steps.settings
+    wider = 2 * chips
+    while wider <= topology.chips and not _can_draw_together(parts.learner.arch, wider, topology.chips):
+        wider *= 2
+    kept = jnp.dtype(settings.dtype).name if settings.weights == "model" else settings.weights
+    return Copy(chips, -(-chips // topology.chips_per_host), kept, wider if wider <= topology.chips else 0)
+
+
+def _can_draw_together(arch: Arch, chips: int, of: int) -> bool:
+    try:
+        engine_weights.with_key_heads(arch, chips)
+    except ValueError:
+        return False
+    return of % chips == 0
 
 
 def learning(parts: Parts) -> Iterator[Program]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -20,17 +20,17 @@ TRIES = 8  # of each side, at most; one that cannot hold what stays is not compi
 Make = Callable[[dict[str, Any], Sequence[str]], Plan]
 
 
-def nearest(config: ml_collections.ConfigDict, key_heads: int, chips: int, short: Sequence[str], make: Make,
+def nearest(config: ml_collections.ConfigDict, key_heads: int, whole: Plan, make: Make,
             say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Any], Plan] | None:
     """(the changed settings, their plan) with the first candidate that fits on each side that is short, or None.
 
     Args:
-      key_heads: of the model; tensor shards divide them. short: see Plan.short.
+      key_heads: of the model; tensor shards divide them. whole: the plan that does not fit.
     """
     changes: dict[str, Any] = {}
     found: dict[str, tuple[dict[str, Any], Plan]] = {}
-    for side in short:
-        for candidate in itertools.islice(candidates(config, key_heads, chips, side), TRIES):
+    for side in whole.short:
+        for candidate in itertools.islice(candidates(config, key_heads, whole, side), TRIES):
             tried = changes | candidate
             plan = _tried(tried, side, make, say)
             if plan is not None and plan.fits:
@@ -54,9 +54,13 @@ def _tried(changes: dict[str, Any], side: str, make: Make, say: Callable[[str], 
         return None
 
 
-def candidates(config: ml_collections.ConfigDict, key_heads: int, chips: int, side: str) -> Iterator[dict[str, Any]]:
-    """Changes of settings, those that change least first: by how many steps, then how many settings."""
-    ways = _learning(config, key_heads, chips) if side == "learning" else _sampling(config, chips)
+def candidates(config: ml_collections.ConfigDict, key_heads: int, whole: Plan, side: str) -> Iterator[dict[str, Any]]:
+    """Changes of settings, those that change least first: by how many steps, then how many settings.
+
+    Of those that change equally much, one of a setting further back in `ways` comes first.
+    """
+    chips = whole.topology.chips
+    ways = _learning(config, key_heads, chips) if side == "learning" else _sampling(config, chips, whole.sampling)
     names = list(ways)
     choices = itertools.product(*(range(len(values) + 1) for values in ways.values()))
     for steps in sorted(choices, key=lambda c: (sum(c), sum(map(bool, c)), c))[1:]:
@@ -78,11 +82,13 @@ def _learning(config: ml_collections.ConfigDict, key_heads: int, chips: int) -> 
             "rl.row_tokens": shorter, "optimizer.moments_dtype": [moments] if moments else []}
 
 
-def _sampling(config: ml_collections.ConfigDict, chips: int) -> dict[str, list[Any]]:
-    """As `_learning`."""
+def _sampling(config: ml_collections.ConfigDict, chips: int, held: Mapping[str, float]) -> dict[str, list[Any]]:
+    """As `_learning`; held: see Plan.sampling. What makes the larger part of that smaller comes first: weights or cache."""
     now = config.engine.devices or config.mesh.tensor
-    # Of changes that are as many, those of the last settings are tried first: weights before caches.
-    return {"engine.cache": ["int8"] if config.engine.cache == "model" else [],
-            "engine.weights": ["int8"] if config.engine.weights == "model" else [],
+    ways = {"engine.groups": [config.engine.groups >> i for i in range(1, config.engine.groups.bit_length())],
             "engine.devices": [now * 2**i for i in range(1, 6) if now * 2**i <= chips],
-            "engine.groups": [config.engine.groups >> i for i in range(1, config.engine.groups.bit_length())]}
+            "engine.cache": ["int8"] if config.engine.cache == "model" else [],
+            "engine.weights": ["int8"] if config.engine.weights == "model" else []}
+    if held["engine weights"] < held["K/V cache"]:
+        ways = {name: ways[name] for name in ("engine.weights", "engine.devices", "engine.groups", "engine.cache")}
+    return ways

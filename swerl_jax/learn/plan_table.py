@@ -11,16 +11,48 @@ from swerl_jax.learn.plan import MARGIN, Plan
 from swerl_jax.policy.chips import GIB
 
 PHASES = ("reshard", "prefill", "decode", "learn")
+KINDS = ("roofline_s", "compiler_s")
+_NAMING = ("shapes", "largest_cubes", "lone_host")  # of a chip: how its slices are called
 
 
 def table(plan: Plan) -> str:
     """Memory, work and seconds of one RL step, and what they add up to."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "1 chip"
     chip = plan.topology.chip
-    head = (f"plan     {plan.topology}: {plan.topology.chips} {chip.name} chips, mesh {mesh}\n"
+    head = (f"plan     {plan.topology}: {plan.topology.chips} {chip.name} chips, {plan.topology.chips_per_host} on a host, "
+            f"mesh {mesh}\n"
             f"chip     {chip.peak_flops / 1e12:.0f} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:,.0f} GB/s HBM, "
             f"{chip.link_bandwidth / 1e9:.0f} GB/s a link and direction, {chip.clock_hz / 1e9:.2f} GHz (derived)")
+    if plan.copy is not None:
+        head += f"\nengine   one copy of its weights, {_copied(plan)}, lies on {_place(plan)}"
     return "\n\n".join([head, _memory(plan), *([_work(plan), _seconds(plan)] if _is_timed(plan) else [_unknown(plan)])])
+
+
+def _copied(plan: Plan) -> str:
+    return f"{plan.copy.chips * plan.sampling['engine weights'] / GIB:,.1f} GiB in {plan.copy.weights}"
+
+
+def _place(plan: Plan) -> str:
+    chips, hbm = plan.copy.chips, plan.copy.chips * plan.topology.chip.hbm_bytes
+    return f"{chips} chip{'s' * (chips > 1)} of {_hosts(plan.copy.hosts)} with {hbm / GIB:,.1f} GiB of HBM"
+
+
+def _hosts(count: int) -> str:
+    return "one host" if count == 1 else f"{count} hosts"
+
+
+def _advice(plan: Plan) -> list[str]:
+    """Why what is drawn with does not fit on the hosts that share it, and what would."""
+    copy = plan.copy
+    if copy is None or "sampling" not in plan.short:
+        return []
+    cache, others = (copy.chips * value / GIB for value in (plan.sampling["K/V cache"], sum(plan.resident.values())))
+    remedies = ["--config.engine.weights=int8 halves the weights"] if copy.weights != "int8" else []
+    if copy.wider:
+        hosts = _hosts(-(-copy.wider // plan.topology.chips_per_host))
+        remedies.append(f"--config.engine.devices={copy.wider} lays them over {hosts}")
+    return [f"{_place(plan)} cannot hold {_copied(plan)}, of the engine's weights, {cache:,.1f} GiB of K/V cache, {others:,.1f} GiB of the "
+            "learner's parameters and optimiser, and what is computed with them" + (": " + ", ".join(remedies) if remedies else "")]
 
 
 def _is_timed(plan: Plan) -> bool:
@@ -31,6 +63,8 @@ def _memory(plan: Plan) -> str:
     lines = [f"{'memory of a chip':42}{'GiB':>10}"]
     lines += [f"  {name:40}{value / GIB:10.4g}" for name, value in plan.resident.items()]
     lines += [f"  {name + ' (while sampling)':40}{value / GIB:10.4g}" for name, value in plan.sampling.items()]
+    if plan.evaluation_cache:
+        lines.append(f"  {'K/V cache (while evaluating)':40}{plan.evaluation_cache / GIB:10.4g}")
     lines.append(f"  {'gradient (while learning)':40}{plan.gradient_bytes / GIB:10.4g}")
     lines += [f"  {'temporaries: ' + r.name:40}{r.extra_bytes / GIB:10.4g}" + ("   DOES NOT COMPILE" if r.fault else "")
               for r in plan.reports]
@@ -44,7 +78,7 @@ def _memory(plan: Plan) -> str:
         verdict = f"fits, but only {share:.0%} is spare ({MARGIN:.0%} is wise)"
     else:
         verdict = f"fits, {plan.spare_bytes / GIB:.2f} GiB ({share:.0%}) to spare"
-    return "\n".join([*lines, verdict])
+    return "\n".join([*lines, verdict, *_advice(plan)])
 
 
 def _work(plan: Plan) -> str:
@@ -60,14 +94,23 @@ def _seconds(plan: Plan) -> str:
     for r in plan.reports:
         lines.append(f"  {r.name:40}{r.runs * r.roofline_s:10.3g}{r.roof:>10}{r.runs * r.compiler_s:11.3g}   "
                      f"{r.runs * r.cycles_s:9.3g}{r.runs * r.kernels_s:9.3g}{r.runs * r.links_s:9.3g}")
-    phases = [phase for phase in PHASES if plan.seconds(phase)]
-    totals = {kind: sum(plan.seconds(phase, kind) for phase in phases) for kind in ("roofline_s", "compiler_s")}
-    lines.append(f"  {'one RL step, nothing overlapped':40}{totals['roofline_s']:10.3g}{'':10}{totals['compiler_s']:11.3g}")
-    shares = ", ".join(f"{phase} {plan.seconds(phase):.3g}" for phase in phases)
-    lines.append(f"by the compiler's cycles: {shares} s; learner's MFU {plan.mfu:.1%} of useful operations (no padding, "
-                 "nothing twice)")
+    lines.append(f"{'by phase':42}{'roofline':>10}{'':10}{'compiler':>11}")
+    phases = _phases(plan)
+    step = "one RL step, nothing overlapped"
+    for name, seconds in [*phases.items(), (step, _step(phases))]:
+        lines.append(f"  {name:40}{seconds['roofline_s']:10.3g}{'':10}{seconds['compiler_s']:11.3g}")
+    lines.append(f"learner's MFU {plan.mfu:.1%} of useful operations by the compiler's cycles (no padding, nothing twice)")
     lines.append(calibration.line())
     return "\n".join(lines)
+
+
+def _phases(plan: Plan) -> dict[str, dict[str, float]]:
+    """Phase → the kind of estimate → seconds."""
+    return {phase: {kind: plan.seconds(phase, kind) for kind in KINDS} for phase in PHASES if plan.seconds(phase)}
+
+
+def _step(phases: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {kind: sum(one[kind] for one in phases.values()) for kind in KINDS}
 
 
 def _unknown(plan: Plan) -> str:
@@ -78,17 +121,17 @@ def _unknown(plan: Plan) -> str:
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything in the table, in bytes, operations and seconds of one chip."""
     is_timed = _is_timed(plan)
-    phases = {phase: {kind: plan.seconds(phase, kind) for kind in ("roofline_s", "compiler_s")}
-              for phase in PHASES if is_timed and plan.seconds(phase)}
+    phases = _phases(plan) if is_timed else {}
     return {
-        "topology": str(plan.topology), "chips": plan.topology.chips, "mesh": dict(plan.mesh),
-        "chip": {key: value for key, value in dataclasses.asdict(plan.topology.chip).items() if key != "shapes"},
+        "topology": str(plan.topology), "chips": plan.topology.chips, "hosts": plan.topology.hosts, "mesh": dict(plan.mesh),
+        "chip": {key: value for key, value in dataclasses.asdict(plan.topology.chip).items() if key not in _NAMING},
+        "engine": plan.copy and dataclasses.asdict(plan.copy), "advice": _advice(plan),
         "fits": plan.fits, "hbm_bytes": plan.topology.chip.hbm_bytes, "spare_bytes": plan.spare_bytes,
         "resident_bytes": dict(plan.resident), "sampling_bytes": dict(plan.sampling),
-        "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
+        "evaluation_cache_bytes": plan.evaluation_cache, "gradient_bytes": plan.gradient_bytes, "peak_bytes": plan.peaks,
         "programs": [{**dataclasses.asdict(r), "compiler_s": r.compiler_s} for r in plan.reports],
         "phases": phases,
-        "step_s": {kind: sum(one[kind] for one in phases.values()) for kind in ("roofline_s", "compiler_s") if phases} or None,
+        "step_s": _step(phases) if phases else None,
         "calibration": calibration.as_json(),
         "useful_flops": plan.useful_flops, "mfu": None if not is_timed or math.isnan(plan.mfu) else plan.mfu,
     }

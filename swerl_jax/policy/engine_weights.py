@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from swerl_jax.policy import int8
 from swerl_jax.policy import mesh as mesh_lib
@@ -63,6 +63,8 @@ def convert(model: Llama, K: int, dtype: Any, weights: str, mesh: Mesh, *, is_un
       is_unrolled: each layer by itself instead of stacked.
     """
     blocks = mesh.shape["tensor"]
+    # On the way each device has a part of its own: straight to copies, the compiler may let every device hold the whole.
+    spread = mesh_lib.ENGINE_RULES | {"D": tuple(axis for axis in mesh.axis_names if axis != "tensor")}
 
     def cast(path: Any, x: jax.Array) -> jax.Array:
         if parameter_name(path) in _KEPT or x.dtype == jnp.int8:
@@ -70,7 +72,10 @@ def convert(model: Llama, K: int, dtype: Any, weights: str, mesh: Mesh, *, is_un
         return repeat_key_heads(x.astype(dtype), axes(path, x.ndim), K)
 
     def place(path: Any, x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(mesh, axes(path, x.ndim), mesh_lib.ENGINE_RULES))
+        letters = axes(path, x.ndim)
+        for cut in (mesh_lib.fitting(mesh, x.shape, letters, spread), mesh_lib.spec(letters, mesh_lib.ENGINE_RULES)):
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, cut))
+        return x
 
     def keep(part: Any) -> Any:
         part = jax.tree_util.tree_map_with_path(cast, part)
