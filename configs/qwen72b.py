@@ -17,7 +17,8 @@ from swerl_jax import config as config_lib
 # A key head on each of 8 chips for the learner and the engines. An engine holds the trajectories of two problems, whose keys and
 # values of eight bits take half of its chips' memory; weights of eight bits come faster to the matrix units.
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "mesh.context": 8, "engine.devices": 8, "engine.weights": "int8",
-         "engine.cache": "int8", "engine.groups": 64, "learner.remat": "attention"}
+         "engine.cache": "int8", "engine.groups": 64, "learner.remat": "attention",
+         "rl.importance_cap": 2.0}
 VARIANTS = {"": {}, "v5p": CHIPS}
 
 
