@@ -1,10 +1,12 @@
 """Google Cloud Storage on this machine: as much of its JSON interface as gcsfs and TensorStore ask for.
 
 An object is its bytes and a generation, which every write makes anew; reads and writes may ask for one (`ifGenerationMatch`).
+Without credentials, batches, copies, versions and pages of a listing.
 """
 
 import base64
 import contextlib
+import functools
 import http.server
 import itertools
 import json
@@ -12,6 +14,7 @@ import re
 import threading
 import urllib.parse
 
+import fsspec
 import google_crc32c
 
 _OBJECT = re.compile(r"/(?:download/|upload/)?storage/v1/b/(?P<bucket>[^/]+)(?:/o(?:/(?P<name>.+))?)?")
@@ -35,10 +38,6 @@ class Bucket:
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # and gcsfs, again and again
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
-
     def write(self, name, content, wanted=None):
         """The object as it is described; None where there is another generation than the one that is wanted (0: none)."""
         with self.lock:
@@ -52,6 +51,21 @@ class Bucket:
         checksum = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
         return {"kind": "storage#object", "name": name, "bucket": "bucket", "size": str(len(content)), "crc32c": checksum,
                 "generation": str(generation), "metageneration": "1", "updated": "2026-01-01T00:00:00.000Z"}
+
+
+@functools.cache
+def _server():
+    return Bucket()  # one a process: its clients remember where it is
+
+
+def play(monkeypatch):
+    """An empty bucket for the test and the processes that it starts."""
+    bucket = _server()
+    bucket.objects.clear()
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # as FSSPEC_GS_TOKEN says to a new process
+    return bucket
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -152,5 +166,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *arguments):
-        import os, time
-        if os.environ.get("LOGGCS"): print("   gcs", time.time()%1000, *arguments, self.headers.get("Range"), flush=True)
+        pass

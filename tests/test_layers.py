@@ -17,11 +17,12 @@ MAY_IMPORT = {
     "config_rules": "",
     "config": "config_rules",
     "command_line": "config",
+    "mirror": "data.atomic_file data.files data.remote",
     "preflight": "data.remote data.shards data.tasks env.chat env.tokenizer models.shipped policy.arch",
     "dry_run": "config preflight run_directory policy.arch policy.hf",
     "models.shipped": "",
-    "run_directory": "config data.atomic_file models.shipped",
-    "together": "run_directory learn.processes",
+    "run_directory": "config data.atomic_file data.remote mirror models.shipped",
+    "together": "mirror run_directory learn.processes",
     "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
@@ -172,7 +173,7 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "config_rules", "command_line", "preflight", "dry_run", "run_directory", "data.records", "data.atomic_file",
+JAX_FREE = ("config", "config_rules", "command_line", "preflight", "dry_run", "mirror", "run_directory", "data.records", "data.atomic_file",
             "data.swebench", "env.*", "learn.advantage", "curate.pipeline", "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 

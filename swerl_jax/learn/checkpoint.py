@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import fsspec
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -103,6 +104,7 @@ class Checkpoints:
 
     def _prepare(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool, processes: Processes) -> None:
         place = os.fspath(directory)
+        fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False  # Orbax's file system, too: not only it writes there
         self.directory = pathlib.Path(place).absolute() if files.is_local(place) else epath.Path(place)  # as Orbax wants them
         self.newest: int | None = None
         self._keep = keep
