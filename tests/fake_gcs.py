@@ -29,14 +29,14 @@ class Bucket:
 
     def __init__(self):
         self.objects, self.uploads, self.generations, self.lock = {}, {}, itertools.count(1), threading.Lock()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads, self._server.bucket = True, self
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        server = _Server(("127.0.0.1", 0), _Handler)
+        server.bucket = self
+        self.address = f"http://127.0.0.1:{server.server_port}"
         self.environment = {
             "STORAGE_EMULATOR_HOST": self.address, "TENSORSTORE_GCS_HTTP_URL": self.address, "FSSPEC_GS_TOKEN": "anon",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore would ask the machine for credentials
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # and gcsfs, again and again
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def write(self, name, content, wanted=None):
         """The object as it is described; None where there is another generation than the one that is wanted (0: none)."""
@@ -68,9 +68,18 @@ def play(monkeypatch):
     return bucket
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a client opens as many connections as it has files
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # gcsfs asks twice and hears only who answers first
+            super().handle()
 
     def do_GET(self):
         bucket, name, query = self._read()
@@ -161,9 +170,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for key, value in dict(headers).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
-        with contextlib.suppress(ConnectionError):  # gcsfs asks twice and hears only who answers first
-            self.end_headers()
-            self.wfile.write(body)
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *arguments):
         pass
