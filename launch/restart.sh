@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a training command and goes on with it when it dies. The other launch scripts start it on every host:
 #   bash launch/restart.sh --workdir=DIR [OPTION …] -- COMMAND …
-#     --workdir=DIR        the run's directory; a run that has begun there is gone on with (--resume)
+#     --workdir=DIR        the run's directory, or gs://BUCKET/RUN; a run that has begun there is gone on with (--resume)
 #     --restarts=10        how often it is started again
 #     --first_wait_s=10    before the first restart; twice as long before each following one
 #     --max_wait_s=300     but at most this long: as long as the others wait for it when they join
@@ -22,6 +22,9 @@ WORKDIR="" RESTARTS=10 FIRST_WAIT_S=10 MAX_WAIT_S=300 RESUME="" STATUS_FILE="" D
 ATTEMPT="${JOBSET_RESTART_ATTEMPT:-${SLURM_RESTART_COUNT:-0}}" # earlier attempts of this job
 BEGUN_NAME=config.json # the trainer writes it when all is set up
 TABLE_NAME=table.md    # and this last
+UNKNOWN=unknown        # a version of a file in a bucket that does not answer
+VERSION_IN_BUCKET='import sys; from swerl_jax.data import files; print(files.state(sys.argv[1]) if files.exists(sys.argv[1]) else "")'
+PYTHON=(python3) # or all that is before -m in the command
 SIGNALS=0 CHILD="" STATUS=0 TABLE_BEFORE=""
 
 # SIGTERM or Ctrl-C: passed on to the command, which then saves; nothing is started any more.
@@ -35,7 +38,20 @@ on_signal() {
 note_status() { [[ -z "$STATUS_FILE" ]] || echo "$*" > "$STATUS_FILE"; }
 
 # What tells one version of the file $1 of the run from another; empty: there is none.
-version_of() { stat -c '%i %Y %Z' "$WORKDIR/$1" 2>/dev/null || true; }
+version_of() {
+  case "$WORKDIR" in
+    *://*) "${PYTHON[@]}" -c "$VERSION_IN_BUCKET" "$WORKDIR/$1" || echo "$UNKNOWN" ;;
+    *) stat -c '%i %Y %Z' "$WORKDIR/$1" 2>/dev/null || true ;;
+  esac
+}
+
+# Leaves in PYTHON how a command runs Python: "env A=b python -m module …".
+find_python() {
+  local i
+  for ((i = 1; i <= $#; i++)); do
+    [[ "${!i}" != -m ]] || { PYTHON=("${@:1:i-1}") && return; }
+  done
+}
 
 meaning() {
   case "$1" in
@@ -84,7 +100,13 @@ attempt() {
 }
 
 # Exit code 0 does not yet say that the run is at its end: the trainer also exits so after SIGTERM, here or on a peer.
-is_finished() { [[ -z "$(version_of "$BEGUN_NAME")" || "$(version_of "$TABLE_NAME")" != "$TABLE_BEFORE" ]]; }
+# Where that cannot be seen it is gone on with: a finished run then only ends once more.
+is_finished() {
+  local begun table
+  begun="$(version_of "$BEGUN_NAME")"
+  table="$(version_of "$TABLE_NAME")"
+  [[ "$table" != "$UNKNOWN" && (-z "$begun" || "$table" != "$TABLE_BEFORE") ]]
+}
 
 finish() {
   say "$2"
@@ -115,6 +137,7 @@ requeue() {
 
 main() {
   local started seconds
+  find_python "$@"
   TABLE_BEFORE="$(version_of "$TABLE_NAME")"
   if [[ "$ATTEMPT" -gt 0 ]]; then
     seconds="$(wait_s "$ATTEMPT")"

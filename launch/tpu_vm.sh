@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on Cloud TPU VMs, asked for as a queued resource. Runs on a machine of yours that has gcloud:
-#   bash launch/tpu_vm.sh run --name=N --project=P --zone=Z --topology=v5p:4x4x8 -- --config=configs/70b.py --workdir=/SHARED/RUN
+#   bash launch/tpu_vm.sh run --name=N --project=P --zone=Z --topology=v5p:4x4x8 -- --config=configs/70b.py --workdir=gs://BUCKET/RUN
 # or step by step, each with the same --name, --project, --zone and --topology:
 #   create    asks for the slice (--spot, --reserved, --create_flag=--FLAG=VALUE for more of gcloud's)
 #   wait      until it is there (--wait_s=SECONDS at most, 0: without end)
@@ -23,7 +23,7 @@
 #   --delete_after      run, resume: give the slice back when the run is over, however it ended
 #   --dry_run           print the commands; needs no gcloud
 # Ends with 0 (finished), 2 (a setting is wrong), 75 (stopped, state saved), or the code that the trainer last died of.
-# With several hosts, --workdir must be on a file system that all of them share; data and models there or on gs://.
+# --workdir, data and models may be in a bucket (gs://…); else they must be on a file system that all hosts share.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/options.sh"

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from swerl_jax import engines, parameters, preflight, row_sizes, run_directory
+from swerl_jax.data import remote
 from swerl_jax.data.loader import Loader, Source, readable
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import open_examples
@@ -36,6 +37,7 @@ from swerl_jax.learn.plan_programs import Parts, StepShape
 from swerl_jax.learn.processes import ALONE, Processes
 from swerl_jax.learn.rl import RlPhase, RlSettings
 from swerl_jax.learn.sft import SftPhase, SftSettings
+from swerl_jax.mirror import TASKS_NAME, TOKENIZER_PATH
 from swerl_jax.models import shipped
 from swerl_jax.policy import gpu_attention, hf, mesh as mesh_lib
 from swerl_jax.policy.arch import Arch
@@ -43,8 +45,6 @@ from swerl_jax.policy.llama import Lora
 
 CHARS_A_TOKEN = 16  # longest text a token may stand for, for the scoring deadline
 REFERENCE_NAME = "reference"
-TASKS_NAME = "tasks"
-TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +98,19 @@ class Text:
         return "over_budget" if is_long else self.refuses_prompt(example)
 
 
-def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool,
+def data_paths(config: ml_collections.ConfigDict, directory: pathlib.Path, *, is_resumed: bool, is_made: bool = False,
                poll: Callable[[], None] = lambda: None) -> tuple[tuple[str, ...], str]:
     """(training paths, held-out path); without configured ones, tasks are made from the standard library.
 
-    A resumed run goes on with the tasks that it has, whatever would be made now. `poll` is called after each task that is made;
-    what it raises ends the making.
+    A resumed run, or where `is_made`, goes on with the tasks that it has, whatever would be made now. `poll` is called after each
+    task that is made; what it raises ends the making.
 
     Raises:
       ValueError: the files are not those that the run began with.
     """
     train, held_out = tuple(config.data.train), config.data.held_out
     if not train:
-        made = task_paths(directory / TASKS_NAME) if is_resumed else _make_tasks(config, directory / TASKS_NAME, poll)
+        made = task_paths(directory / TASKS_NAME) if is_resumed or is_made else _make_tasks(config, directory / TASKS_NAME, poll)
         train, held_out = (str(made.train),), held_out or str(made.held_out)
     if is_resumed:
         run_directory.check_data(directory, file_sizes((*train, held_out)))
@@ -163,7 +163,8 @@ def text(config: ml_collections.ConfigDict, directory: pathlib.Path, train: tupl
         raise ValueError(f"init is {config.init}, which has a tokenizer, and tokenizer is {config.tokenizer}; set "
                          f"--config.tokenizer={config.init}")
     if kind == "train":
-        path, origin = directory / TOKENIZER_PATH, pathlib.Path(config.init, TOKENIZER_PATH)
+        path = directory / TOKENIZER_PATH
+        origin = pathlib.Path(run_directory.find(config.init) if remote.is_remote(config.init) else config.init, TOKENIZER_PATH)
         if train:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin, path) if origin.exists() else train_sentencepiece(_texts(config, train), int(size), path)
@@ -341,9 +342,9 @@ def plan_parts(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh) -> Par
         config, arch, mesh, held_out, config.eval.samples, engines.evaluation_groups(config, held_out)))
 
 
-def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, phases: Sequence[SftPhase | RlPhase],
+def keep_reference(config: ml_collections.ConfigDict, place: str, phases: Sequence[SftPhase | RlPhase],
                    state: State, step: int, processes: Processes = ALONE) -> None:
-    """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept on disk.
+    """Gives the RL phase the frozen policy of its k3 penalty: the parameters that RL begins with, kept at `place`.
 
     Raises:
       ValueError: the run has lost it.
@@ -351,23 +352,23 @@ def keep_reference(config: ml_collections.ConfigDict, directory: pathlib.Path, p
     rl = [phase for phase in phases if phase.name == "rl"]
     if not rl or not config.rl.kl_coefficient:
         return
-    kept = Checkpoints(directory / REFERENCE_NAME, keep=1, asynchronous=False, processes=processes)
+    kept = Checkpoints(place, keep=1, asynchronous=False, processes=processes)
     if kept.latest_good() is None:
         if step:
             raise ValueError(f"{kept.directory} is missing or damaged, so the k3 penalty cannot be continued exactly")
         kept.save(0, to_arrays(state), {})
     kept.close()
-    rl[0].reference = parameters.load(str(directory / REFERENCE_NAME), rl[0].learner, processes)
+    rl[0].reference = parameters.load(place, rl[0].learner, processes)
 
 
-def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, directory: pathlib.Path, abstract: State,
+def banner(config: ml_collections.ConfigDict, arch: Arch, mesh: Mesh, place: str, abstract: State,
            steps: int) -> str:
     """What a person wants to know before the first step; `abstract` is the state's shapes and shardings."""
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
     kind = mesh.devices.flat[0].device_kind
     r = config.rl
-    return (f"run      {directory}\nmodel    {config.model.arch}, {arch.parameters:,} parameters, {config.model.dtype} compute, "
+    return (f"run      {place}\nmodel    {config.model.arch}, {arch.parameters:,} parameters, {config.model.dtype} compute, "
             f"{config.model.param_dtype} parameters\nmesh     {axes} ({kind}), {held / 2**20:,.1f} MiB of parameters and moments on each device\n"
             f"{_attention(config, arch, mesh)}steps    {steps}: "
             + ", ".join(f"{name} {config[name].steps}" for name in config.phases)

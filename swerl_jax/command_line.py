@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import flags
@@ -16,7 +15,7 @@ from ml_collections import config_flags
 from swerl_jax import config as config_lib
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, seen by all hosts; runs/NAME by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, which all hosts see, or gs://BUCKET/RUN; else runs/NAME.")
 RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and exit before any device work.")
 PLAN = flags.DEFINE_string("plan", None, "Plan the run for a TPU topology (v5p:4x4x8, v6e:16x16, v5e:8x16:x2) with the TPU's "
@@ -50,24 +49,24 @@ def is_given(name: str) -> bool:
     return name in config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def resume_command(directory: pathlib.Path) -> str:
-    """What to type to go on with the run in `directory`: this command with --workdir and --resume."""
+def resume_command(place: str) -> str:
+    """What to type to go on with the run in the directory `place`: this command with --workdir and --resume."""
     kept, is_value = [], False
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
         if not is_value and name not in ("workdir", "resume", "noresume"):
             kept.append(argument)
         is_value = not is_value and name == "workdir" and not equals
-    return shlex.join([sys.executable, "-m", "swerl_jax.main", *kept, f"--workdir={directory}", "--resume"])
+    return shlex.join([sys.executable, "-m", "swerl_jax.main", *kept, f"--workdir={place}", "--resume"])
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
-    """Set-up errors as one message, without a traceback."""
+def readable_errors(named: Callable[[str], str] = str) -> Iterator[None]:
+    """Set-up errors as one message, without a traceback; `named` says it in the user's names."""
     try:
         yield
     except (ValueError, OSError) as error:
-        fail(str(error))
+        fail(named(str(error)))
 
 
 def tell(text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import ml_collections
 
 from swerl_jax import config as config_lib, preflight, run_directory
@@ -14,7 +12,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 
 
-def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
+def describe(config: ml_collections.ConfigDict, place: str) -> str:
     """The resolved config, parameter count, batch arithmetic, estimated memory and disk, and warnings, if there are any.
 
     Raises:
@@ -31,7 +29,7 @@ def describe(config: ml_collections.ConfigDict, directory: pathlib.Path) -> str:
         raise ValueError("\n".join(faults.wrong))
     warnings = [*(f"{one}; on this machine a run would stop" for one in faults.absent),
                 *filter(None, [preflight.beyond_context(config, arch)])]
-    return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, directory),
+    return "\n\n".join([_settings(config), _batches(config, arch), _memory(config, arch), _disk(config, arch, place),
                         *(f"warning: {one}" for one in warnings)])
 
 
@@ -94,7 +92,7 @@ def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
                       "memory, all devices together, estimated", *lines, f"  {total:10.2f} GiB  in all, without temporaries"])
 
 
-def _disk(config: ml_collections.ConfigDict, arch: Arch, directory: pathlib.Path) -> str:
+def _disk(config: ml_collections.ConfigDict, arch: Arch, place: str) -> str:
     one = sum(_state(config, arch).values()) / GIB
     count = config.checkpoints.keep + 1
-    return f"disk\n  {directory}: {one:.2f} GiB a checkpoint × {count} at a time = {one * count:.2f} GiB, and logs"
+    return f"disk\n  {place}: {one:.2f} GiB a checkpoint × {count} at a time = {one * count:.2f} GiB, and logs"

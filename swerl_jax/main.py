@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 from absl import app, flags, logging
 
-from swerl_jax import __version__, command_line, config as config_lib, dry_run, run_directory
+from swerl_jax import __version__, command_line, config as config_lib, dry_run, mirror, run_directory
 from swerl_jax.command_line import CONFIG, DRY_RUN, PLAN, PLAN_JSON, RESUME, WORKDIR
 from swerl_jax.command_line import fail, is_given, parse_flags, readable_errors, resume_command, tell
 from swerl_jax.data.atomic_file import write_atomically
@@ -41,80 +41,91 @@ def main(argv: list[str]) -> None:
         config = _with_shards(config)
         config_lib.check(config)
         make_reward(RewardSpec.of(config.reward))  # a wrong name shows now
-    if "://" in (WORKDIR.value or ""):
-        fail(f"--workdir={WORKDIR.value}: needed is a directory, on a file system that all hosts share where there are several "
-             "(logs are appended to and checkpoints renamed, which a bucket cannot do); data and models may be remote")
-    directory = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config.name)
+    place = WORKDIR.value or f"runs/{config.name}"
+    with readable_errors():
+        mirror.check(place)
     if DRY_RUN.value:
         with readable_errors():
-            print(dry_run.describe(config, directory))
+            print(dry_run.describe(config, place))
         return
     if PLAN.value is not None:
         with readable_errors():
             plan(config, PLAN.value, PLAN_JSON.value)
         return
     {"train": train, "score": score, "eval": evaluate, "sample": sample, "export": export,
-     "curate": curate, "inspect": inspect}[config.task](config, directory)
+     "curate": curate, "inspect": inspect}[config.task](config, place)
 
 
-def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def train(config: ml_collections.ConfigDict, place: str) -> None:
     """Phases in order, from random parameters, a checkpoint, or where a run stopped."""
     with readable_errors():
+        run = mirror.Mirror(place)
+    directory = run.local
+    with readable_errors(run.named):
         from swerl_jax import assemble, origin, preflight, together
         from swerl_jax.learn import summary
         from swerl_jax.learn.checkpoint import DIRECTORY_NAME, Checkpoints
         from swerl_jax.learn.loop import Loop, LoopSettings, StopSignal
+        from swerl_jax.learn.metrics import EVALUATIONS_NAME, METRICS_NAME
         from swerl_jax.learn.processes import StopRequested
 
         processes = together.join(config)
+        is_first = processes.index == 0
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
+        processes.exchange("fetching the run's directory", lambda: run.pull(
+            mirror.WHAT_IT_IS + ((METRICS_NAME, EVALUATIONS_NAME) if is_first else ())))
         kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
         own = config_lib.update(config.copy_and_resolve_references(), kept)
         processes.exchange("looking for what the settings name", lambda: preflight.require(own, is_resumed=RESUME.value))
-        together.meet(config, directory, processes, is_resumed=RESUME.value)
+        together.meet(config, run, processes, is_resumed=RESUME.value)
         try:
-            train_paths, held_out = processes.first(
-                "making tasks", lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value, poll=stop.poll))
+            train_paths, held_out = processes.after_first("making tasks", lambda: run.hand_over(
+                lambda: assemble.data_paths(config, directory, is_resumed=RESUME.value, is_made=not is_first, poll=stop.poll),
+                is_first=is_first))
         except StopRequested:
             stop.saved()
             tell("stopped while tasks were made, before anything was learnt; the same command begins again")
             return
-        taught = train_paths if processes.index == 0 and not RESUME.value else ()
-        text = processes.after_first("making the tokenizer", lambda: assemble.text(own, directory, taught))
+        taught = train_paths if is_first and not RESUME.value else ()
+        text = processes.after_first("making the tokenizer", lambda: run.hand_over(
+            lambda: assemble.text(own, directory, taught), is_first=is_first))
         arch, mesh = assemble.arch(own, text.tokenizer), assemble.mesh(config)
-        if processes.index == 0:
+        if is_first:
             _warn(preflight.beyond_context(own, arch))
     with assemble.scoring(config) as pool, assemble.collector(config, text, pool, stop.poll) as collector:
-        with readable_errors():
+        with readable_errors(run.named):
             phases = [assemble.sft_phase(config, arch, mesh, text, train_paths, processes) if name == "sft" else
                       assemble.rl_phase(config, arch, mesh, text, train_paths, collector, pool, processes)
                       for name in config.phases if config[name].steps]
             evaluator = assemble.evaluator(config, arch, mesh, text, collector, held_out, processes)
-            checkpoints = Checkpoints(directory / DIRECTORY_NAME, config.checkpoints.keep, processes=processes)
+            checkpoints = Checkpoints(run.at(DIRECTORY_NAME), config.checkpoints.keep, processes=processes, before_good=run.push)
             is_trained = config.init != "random" or phases[0].name == "rl"
             loop = Loop(directory, phases, evaluator, checkpoints, LoopSettings(
                 config.eval.every_steps, config.checkpoints.every_steps, config.optimizer.max_skipped, is_trained), stop,
                 tensorboard=config.log.tensorboard, log_rollouts=config.log.rollouts, processes=processes)
-            if processes.index == 0:
-                print(assemble.banner(config, arch, mesh, directory, phases[0].learner.abstract, loop.total))
+            if is_first:
+                print(assemble.banner(config, arch, mesh, place, phases[0].learner.abstract, loop.total))
             state, step = _start(config, loop, phases, processes)
             if not RESUME.value:
                 processes.first("keeping the model's description", lambda: origin.keep(directory, config.init, config.tokenizer))
-            processes.first("beginning", lambda: run_directory.begin(
-                config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value))
-            assemble.keep_reference(config, directory, phases, state, step, processes)
+            processes.first("beginning", lambda: (run.pull(), run_directory.begin(
+                config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value), run.push()))
+            assemble.keep_reference(config, run.at(assemble.REFERENCE_NAME), phases, state, step, processes)
         try:
             loop.run(state, step)
         except StopRequested:
-            print(f"saved. To go on:\n  {resume_command(directory)}")
+            print(f"saved. To go on:\n  {resume_command(place)}")
             return
         finally:
             checkpoints.close()
-    table = processes.first("writing the table", lambda: summary.write(
-        directory, [(phase.name, phase.steps) for phase in phases], RewardSpec.of(config.reward), colour=report_colour()))
-    if processes.index == 0:
-        print(table)
+            if is_first:
+                run.push()
+    table = processes.first("writing the table", lambda: run.hand_over(lambda: summary.write(
+        directory, [(phase.name, phase.steps) for phase in phases], RewardSpec.of(config.reward), colour=report_colour()),
+        is_first=True))
+    if is_first:
+        print(run.named(table))
 
 
 def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None:
@@ -151,9 +162,9 @@ def plan(config: ml_collections.ConfigDict, name: str, path: str | None) -> None
         write_atomically(pathlib.Path(path), json.dumps(record, indent=1) + "\n")
 
 
-def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def score(config: ml_collections.ConfigDict, place: str) -> None:
     """(Re-)scores a file of answers."""
-    del directory
+    del place
     with readable_errors():
         from swerl_jax.env.score_file import score_file
         from swerl_jax.env.scorer import default_deadline_s
@@ -163,7 +174,7 @@ def score(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
                          on_malformed=config.on_malformed))
 
 
-def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def evaluate(config: ml_collections.ConfigDict, place: str) -> None:
     """A checkpoint on an example file: the table with intervals."""
     with readable_errors():
         config = _with_run(config)
@@ -189,7 +200,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
     print(report.evaluation_table({str(config.checkpoint): results}, pass_ks=config.eval.pass_k))
 
 
-def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def sample(config: ml_collections.ConfigDict, place: str) -> None:
     """Answers one issue about given files and shows the diff."""
     with readable_errors():
         config = _with_run(config)
@@ -210,9 +221,9 @@ def sample(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
                           colour=report_colour()))
 
 
-def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def export(config: ml_collections.ConfigDict, place: str) -> None:
     """A checkpoint's parameters and tokenizer as a directory that `init=hf:DIR` and other tools read."""
-    del directory
+    del place
     with readable_errors():
         out = pathlib.Path(config.out)
         if out.exists():
@@ -237,9 +248,9 @@ def export(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         print(f"{out}: {arch.parameters:,} parameters in {config.export.dtype}")
 
 
-def curate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def curate(config: ml_collections.ConfigDict, place: str) -> None:
     """Training shards from clones, an archive or rows."""
-    del directory
+    del place
     with readable_errors():
         from swerl_jax.curate import tasks
         from swerl_jax.curate.work import AllFailed
@@ -252,9 +263,9 @@ def curate(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             raise ValueError(str(error)) from error
 
 
-def inspect(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+def inspect(config: ml_collections.ConfigDict, place: str) -> None:
     """One example as a page, and numbers of all."""
-    del directory
+    del place
     with readable_errors():
         from swerl_jax.curate import tasks
 
@@ -295,10 +306,10 @@ def _with_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         saved |= {"model.arch": "init", "init": config.checkpoint}
         if shipped.has_tokenizer(model):
             saved["tokenizer"] = config.checkpoint
-    elif pathlib.Path(config.checkpoint).is_dir():
+    elif run_directory.is_there(config.checkpoint):
         from swerl_jax import origin
 
-        run = run_directory.find(pathlib.Path(config.checkpoint))
+        run = run_directory.find(config.checkpoint)
         saved = run_directory.read_settings(run)
         if not saved:
             raise ValueError(f"checkpoint: {config.checkpoint} is no directory of a run ({run_directory.CONFIG_NAME} is missing)")
@@ -336,7 +347,7 @@ def _warn(text: str) -> None:
 
 
 def _run_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    return run_directory.find(pathlib.Path(shipped.find(config.checkpoint) or config.checkpoint))
+    return run_directory.find(shipped.find(config.checkpoint) or config.checkpoint)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _of_run(directory: str, learner: Learner, processes: Processes) -> Llama:
 
 def _check_change(directory: str, lora: Lora | None) -> None:
     """Refuses to go on with a low-rank change that another rank, alpha or targets would make another one of."""
-    settings = run_directory.read_settings(pathlib.Path(directory))
+    settings = run_directory.read_settings(directory)
     its = [settings.get(f"lora.{name}") for name in ("rank", "alpha", "targets")]
     here = [0, None, None] if lora is None else [lora.rank, lora.alpha, list(lora.targets)]
     if its != here:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import platform
 import sys
@@ -11,12 +12,12 @@ from typing import Any
 
 import ml_collections
 
-from swerl_jax import __version__, config as config_lib
+from swerl_jax import __version__, config as config_lib, mirror
+from swerl_jax.data import remote
 from swerl_jax.data.atomic_file import write_atomically
+from swerl_jax.mirror import CONFIG_NAME, MODEL_NAME
 from swerl_jax.models import shipped
 
-CONFIG_NAME = "config.json"
-MODEL_NAME = "model"  # what a run keeps of the model that it began with, see `origin`
 FileSize = tuple[str, int, int]  # name, rows, bytes
 OF_PROCESS = "distributed."  # settings of one process or of one start, not of the run
 # Settings that a resumed run may change.
@@ -29,24 +30,36 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if not name.startswith(OF_PROCESS)}
 
 
-def find(directory: pathlib.Path) -> pathlib.Path:
-    """The directory of the run that `directory` is, or lies in."""
+def find(place: str | os.PathLike[str]) -> pathlib.Path:
+    """The directory of the run that `place` is, or lies in; of one in a bucket a copy here, without logs and checkpoints.
+
+    Raises:
+      ValueError: as mirror.of_run.
+    """
+    if remote.is_remote(os.fspath(place)):
+        return mirror.of_run(os.fspath(place)).local
+    directory = pathlib.Path(place)
     return directory if (directory / CONFIG_NAME).exists() else directory.parent
 
 
-def read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """What `settings` gave when the run that `directory` is, or lies in, began; {} where no file says.
+def is_there(place: str) -> bool:
+    """Whether there is such a directory, in a bucket one of a run; raises ValueError as `find`."""
+    return (find(place) / CONFIG_NAME).exists() if remote.is_remote(place) else pathlib.Path(place).is_dir()
+
+
+def read_settings(place: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `settings` gave when the run that `place` is, or lies in, began; {} where no file says.
 
     Raises:
-      ValueError: the file there is another one than a run's.
+      ValueError: the file there is another one than a run's, or as `find`.
     """
-    path = find(directory) / CONFIG_NAME
+    path = find(place) / CONFIG_NAME
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{directory}"
+        raise ValueError(f"{path} does not hold a run's settings; of a model in Hugging Face's layout give hf:{place}"
                          ) from error
 
 
@@ -61,9 +74,9 @@ def model_directory(init: str) -> str | None:
     found = shipped.find(init)
     if found is not None or init == "random":
         return found
-    if not pathlib.Path(init).is_dir():
+    if not is_there(init):
         raise ValueError(f"init is {init}, and there is no such directory; give that of a run, hf:DIR, embedded:NAME or random")
-    run = find(pathlib.Path(init))
+    run = find(init)
     if (run / CONFIG_NAME).exists() and (run / MODEL_NAME / CONFIG_NAME).exists():
         return str(run / MODEL_NAME)
     began = read_settings(run)

@@ -11,6 +11,7 @@ import ml_collections
 from swerl_jax import run_directory
 from swerl_jax.learn import processes as processes_lib
 from swerl_jax.learn.processes import JoinSettings, Processes
+from swerl_jax.mirror import Mirror
 
 
 def join(config: ml_collections.ConfigDict) -> Processes:
@@ -19,15 +20,18 @@ def join(config: ml_collections.ConfigDict) -> Processes:
     return processes_lib.join(JoinSettings(d.coordinator, d.processes, d.process, d.heartbeat_s, d.deadline_s))
 
 
-def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: Processes, *, is_resumed: bool) -> None:
-    """Makes the run's directory, and sees that all processes may work in it together.
+def meet(config: ml_collections.ConfigDict, run: Mirror, processes: Processes, *, is_resumed: bool) -> None:
+    """Makes the run's directory, and sees that all processes may work in it together; in a bucket, where each has a copy.
 
     Raises:
       ValueError: as run_directory.check; or the processes differ in settings or devices, or do not share the directory.
     """
+    directory = run.local
     if processes.count > 1:
         _compare(config, processes)
     processes.first("checking the run's directory", lambda: run_directory.check(config, directory, is_resumed=is_resumed))
+    if run.is_remote:
+        return
     path = processes.first("marking the run's directory", lambda: _mark(directory))
     is_seen = processes.exchange("looking for the run's directory", path.exists)
     if processes.index == 0:
@@ -35,7 +39,7 @@ def meet(config: ml_collections.ConfigDict, directory: pathlib.Path, processes: 
     if not all(is_seen):
         blind = [index for index, sees in enumerate(is_seen) if not sees]
         raise ValueError(f"{path}, written by process 0, is not seen by processes {blind}; --workdir must be on a file system "
-                         "that all hosts share")
+                         "that all hosts share, or in a bucket (gs://…)")
 
 
 def _mark(directory: pathlib.Path) -> pathlib.Path:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; sets everything up the first time. From any directory:
 #   bash tests/run.sh                  the fast tier
-#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and a bucket
+#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and gcsfs
 #   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
 #   bash tests/run.sh -k chat -x       everything else goes to pytest (-n 0: in one process)
 # As many processes as cores share the fast tier, at most four: most of its time goes into compiling, on one core each. The
@@ -18,7 +18,7 @@ if [[ "${1:-}" == --curate ]]; then
 fi
 case " $* ${SLOW:-0} " in
   *" --slow "* | *" 1 "*)
-    prepare_environment test,parity,tpu,bucket
+    prepare_environment test,parity,tpu,gcs
     shared=(--numprocesses 0)
     ;;
   *)

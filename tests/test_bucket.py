@@ -1,7 +1,6 @@
-"""A bucket of Google Cloud Storage, whose interface an emulator plays: curation writes to it, training and import read from it."""
+"""A bucket of Google Cloud Storage, played on this machine: curation writes to it, training and import read from it."""
 
 import pathlib
-import socket
 
 import fsspec
 import numpy as np
@@ -18,19 +17,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    server = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed; "
-                                 "bash tests/run.sh --slow installs it")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would ask the machine for credentials, again and again
-    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    fake_gcs = pytest.importorskip("fake_gcs", reason="gcsfs is not installed; bash tests/run.sh --slow installs it")
+    fake_gcs.play(monkeypatch)
     monkeypatch.setenv("SWERL_JAX_CACHE", str(tmp_path / "cache"))
-    emulator = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    emulator.start()
-    yield fsspec.filesystem("gs", skip_instance_cache=True)
-    emulator.stop()
+    return fsspec.filesystem("gs", skip_instance_cache=True)
 
 
 def test_shards_go_to_a_bucket_and_are_read_from_it(bucket, tmp_path):

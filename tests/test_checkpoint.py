@@ -151,7 +151,7 @@ DAMAGES = {
     "no manifest": lambda step: (step / "manifest.json").unlink(),
     "manifest cannot be read": lambda step: (step / "manifest.json").write_text("{"),
     "lists no files": lambda step: (step / "manifest.json").write_text('{"files": {}}'),
-    "cannot be read": lambda step: (step / "manifest.json").write_text('{"files": {"a\\u0000": {"size": 1}}}'),
+    "\0 is missing": lambda step: (step / "manifest.json").write_text('{"files": {"a\\u0000": {"size": 1}}}'),
 }
 
 

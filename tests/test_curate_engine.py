@@ -11,9 +11,10 @@ import pytest
 import small
 from curated import Inline, make_clone, shards
 
-from swerl_jax.curate import files, work
+from swerl_jax.curate import work
 from swerl_jax.curate.engine import LocalEngine
 from swerl_jax.curate.work import Item, Work
+from swerl_jax.data import files
 
 
 def note(item):

@@ -273,9 +273,12 @@ def test_each_required_argument_is_asked_for(path, script):
 
 
 @pytest.mark.parametrize("script", COMPLETE)
-def test_a_run_in_a_bucket_is_refused(path, script):
-    words = [word.replace("--workdir=", "--workdir=gs:/") for word in COMPLETE[script]]
-    refused(launch(script, *words, path=path), "--workdir=gs://b/run is no directory")
+def test_a_run_is_in_a_directory_or_in_a_bucket_of_google(path, script):
+    words = [word.replace("--workdir=/b", "--workdir=gs://b") for word in COMPLETE[script] if word != VOLUME]
+    result = launch(script, *words, path=path)
+    assert result.returncode == 0 and "--workdir=gs://b/run" in result.stdout and "must share" not in result.stderr, result.stderr
+    words = [word.replace("gs://", "s3://") for word in words]
+    refused(launch(script, *words, path=path), "--workdir=s3://b/run is no place for a run", "or gs://BUCKET/RUN")
 
 
 @pytest.mark.parametrize("script", COMPLETE)

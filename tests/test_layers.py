@@ -17,11 +17,12 @@ MAY_IMPORT = {
     "config_rules": "",
     "config": "config_rules",
     "command_line": "config",
+    "mirror": "data.atomic_file data.files data.remote",
     "preflight": "data.remote data.shards data.tasks env.chat env.tokenizer models.shipped policy.arch",
     "dry_run": "config preflight run_directory policy.arch policy.hf",
     "models.shipped": "",
-    "run_directory": "config data.atomic_file models.shipped",
-    "together": "run_directory learn.processes",
+    "run_directory": "config data.atomic_file data.remote mirror models.shipped",
+    "together": "mirror run_directory learn.processes",
     "origin": "run_directory env.tokenizer env.vocabulary models.shipped policy.hf policy.stored",
     "parameters": "models.shipped run_directory learn.checkpoint learn.learner learn.processes policy.*",
     "engines": "learn.deal learn.processes policy.*",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "data.atomic_file": "",
     "data.swebench": "data.records",
     "data.remote": "",
+    "data.files": "data.atomic_file",
     "data.shards": "data.records data.remote data.swebench data.atomic_file",
     "data.loader": "data.records data.shards",
     "data.syntax": "",
@@ -82,7 +84,7 @@ MAY_IMPORT = {
     "curate.context": "curate.repository curate.term_index",
     # … what an archive tells
     "curate.facts": "",
-    "curate.runs": "curate.files",
+    "curate.runs": "data.files",
     "curate.events": "curate.facts",
     "curate.pull_requests": "curate.change curate.facts curate.links",
     "curate.archive": "curate.attempts curate.change curate.events curate.facts curate.pull_requests curate.runs",
@@ -107,18 +109,17 @@ MAY_IMPORT = {
     "curate.funnel_plot": "curate.funnel",
     "curate.look": "curate.examples curate.paths data.records env.reward learn.report",
     # … and how it is done for millions
-    "curate.files": "",
     "curate.engine": "",
     "curate.beam_engine": "",
-    "curate.work": "curate.engine curate.files env.progress",
+    "curate.work": "curate.engine data.files env.progress",
     "curate.clones": "curate.contamination curate.git_names curate.repository",
-    "curate.outcomes": "curate.* data.records data.shards",
-    "curate.git_stage": "curate.*",
+    "curate.outcomes": "curate.* data.files data.records data.shards",
+    "curate.git_stage": "curate.* data.files",
     "curate.archive_stage": "curate.* data.records",
-    "curate.swebench_stage": "curate.* data.records",
-    "curate.shard_stage": "curate.* data.records data.shards",
-    "curate.pipeline": "curate.*",
-    "curate.tasks": "config curate.* data.records data.shards env.chat env.reward env.tokenizer",
+    "curate.swebench_stage": "curate.* data.files data.records",
+    "curate.shard_stage": "curate.* data.files data.records data.shards",
+    "curate.pipeline": "curate.* data.files",
+    "curate.tasks": "config curate.* data.files data.records data.shards env.chat env.reward env.tokenizer",
     # policy/: ids and arrays; of the rest it knows the nouns alone
     "policy.arch": "",
     "policy.chips": "",
@@ -157,8 +158,8 @@ MAY_IMPORT = {
     "learn.learner": "learn.importance learn.batch learn.loss policy.*",
     "learn.processes": "",
     "learn.deal": "data.records env.collector env.episode learn.processes policy.engine",
-    "learn.manifest": "data.atomic_file",
-    "learn.checkpoint": "learn.manifest learn.processes",
+    "learn.manifest": "data.files",
+    "learn.checkpoint": "data.files learn.manifest learn.processes",
     "learn.metrics": "data.atomic_file data.records",
     "learn.report": "data.records",
     "learn.curves": "learn.metrics",
@@ -172,7 +173,7 @@ MAY_IMPORT = {
 }
 
 # These handle text: importing them must stay quick and must not start an accelerator.
-JAX_FREE = ("config", "config_rules", "command_line", "preflight", "dry_run", "run_directory", "data.records", "data.atomic_file",
+JAX_FREE = ("config", "config_rules", "command_line", "preflight", "dry_run", "mirror", "run_directory", "data.records", "data.atomic_file",
             "data.swebench", "env.*", "learn.advantage", "curate.pipeline", "curate.look")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "matplotlib")
 

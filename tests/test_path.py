@@ -232,7 +232,7 @@ WRONG = {
     "another model's tokenizer": (["--config=configs/tiny.py", "--config.init=hf:model"], "set --config.tokenizer=hf:model"),
     "a broken rule": (["--config=configs/tiny.py", "--config.engine.top_p=0.9"], "set top_p=1 and top_k=0"),
     "nothing to resume": (["--config=configs/tiny.py", "--resume", "--workdir=/nonexistent/run"], "there is no run in"),
-    "a bucket": (["--config=configs/tiny.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: needed is a directory"),
+    "another bucket": (["--config=configs/tiny.py", "--workdir=s3://bucket/run"], "s3://bucket/run: a run's directory is one on a file"),
     "a run that is none": (["--config=configs/tiny.py", "--config.init=/nonexistent/run", "--dry_run"],
                            "init is /nonexistent/run, and there is no such directory"),
     "a reward that is none": (["--config=configs/tiny.py", "--config.reward.name=os:nope", "--dry_run"],

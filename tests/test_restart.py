@@ -146,6 +146,36 @@ def test_what_is_no_training_run_ends_with_its_command(place):
     assert len(place.starts()) == 1
 
 
+# Python, of which the trainer is a module; it also tells the version of what a bucket holds, unless that does not answer.
+PYTHON = """
+import os, pathlib, sys
+here = pathlib.Path(__file__).parent
+kind, _, *rest = sys.argv[1:]
+if kind == "-m":
+    os.execv(here / "trainer", ["trainer", *(word.replace("gs://bucket", str(here / "bucket")) for word in rest)])
+asked = rest[0].replace("gs://bucket", str(here / "bucket"))
+(here / "asked").write_text(os.environ.get("KEY", "") + rest[0])
+if (here / "silent").exists():
+    sys.exit(1)
+print(open(asked).read() if os.path.exists(asked) else "")
+"""
+
+
+def test_a_run_in_a_bucket_is_told_by_what_the_bucket_says(place):
+    """Begun or not, finished or stopped; where the bucket does not answer, the run is gone on with."""
+    write_tool(place.path, "python", PYTHON)
+    (place.path / "bucket").mkdir()
+    run = "--workdir=gs://bucket/run"
+    command = (run, "--", "env", "KEY=k", str(place.path / "python"), "-m", "swerl_jax.main", run)
+    place.plan("1", f"134 {BEGUN}", "0", f"0 {TABLE}")
+    result = launch("restart.sh", *command, path=place.path)
+    assert (result.returncode, place.starts()) == (0, [False, False, True, True]), result.stderr
+    assert (place.path / "asked").read_text() == f"kgs://bucket/run/{TABLE}"
+    write_tool(place.path, "trainer", TRAINER.replace("sys.exit(int(code))", "(here / 'silent').touch(); sys.exit(int(code))"))
+    result = launch("restart.sh", *command[:1], "--restarts=1", *command[1:], path=place.path, JOBSET_RESTART_ATTEMPT=1)
+    assert place.starts()[4:] == [True] and result.returncode == 75 and "given up" in result.stderr, result.stderr
+
+
 @pytest.mark.parametrize("variable", ["JOBSET_RESTART_ATTEMPT", "SLURM_RESTART_COUNT"])
 def test_a_job_that_was_started_before_waits_and_goes_on(place, variable):
     place.workdir.mkdir()

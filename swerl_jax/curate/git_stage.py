@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from swerl_jax.curate import attempts, files, git_source, issue_file, judge, outcomes
+from swerl_jax.curate import attempts, git_source, issue_file, judge, outcomes
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.clones import Clone
 from swerl_jax.curate.issue_file import Issues
@@ -17,6 +17,7 @@ from swerl_jax.curate.judge import JudgeSettings, Tally
 from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.repository import Repository, RepositoryError
 from swerl_jax.curate.work import Item
+from swerl_jax.data import files
 
 STAGE = git_source.STAGE
 REASONS = {

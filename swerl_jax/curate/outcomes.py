@@ -14,11 +14,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from swerl_jax.curate import files, funnel, judge, runs
+from swerl_jax.curate import funnel, judge, runs
 from swerl_jax.curate.change import Reject
 from swerl_jax.curate.funnel import Funnel
 from swerl_jax.curate.judge import Tally
-from swerl_jax.data import shards
+from swerl_jax.data import files, shards
 from swerl_jax.data.records import Example
 
 RUN, REJECTS = ".run", ".rejects.jsonl.gz"

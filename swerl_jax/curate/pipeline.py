@@ -18,7 +18,6 @@ from swerl_jax.curate import (
     clones as clones_lib,
     context,
     examples,
-    files,
     filters,
     funnel as funnel_lib,
     git_names,
@@ -39,6 +38,7 @@ from swerl_jax.curate.funnel import Funnel
 from swerl_jax.curate.judge import JudgeSettings
 from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.work import Item, Result, Work
+from swerl_jax.data import files
 
 GIT, ARCHIVE, SWEBENCH = "git", "gharchive", "swebench"
 MEANINGS: dict[tuple[str, str], str] = {

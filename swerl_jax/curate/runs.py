@@ -20,7 +20,7 @@ from typing import Any
 
 import fsspec
 
-from swerl_jax.curate import files
+from swerl_jax.data import files
 
 KEY_COLUMNS = 6  # of a row; numbers or texts, each column of one type, by which rows are sorted and told apart
 FAN_IN = 256  # runs read at once

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from swerl_jax.curate import files, near_duplicates, outcomes, runs
+from swerl_jax.curate import near_duplicates, outcomes, runs
 from swerl_jax.curate.change import Reject
 from swerl_jax.curate.outcomes import EXAMPLE, FAMILY
-from swerl_jax.data import shards
+from swerl_jax.data import files, shards
 from swerl_jax.data.records import Example
 
 STAGE = "near_duplicates"

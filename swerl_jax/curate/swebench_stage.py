@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from swerl_jax.curate import attempts, files, judge, outcomes, swebench_source
+from swerl_jax.curate import attempts, judge, outcomes, swebench_source
 from swerl_jax.curate.change import Change, Reject
 from swerl_jax.curate.clones import Clone, Clones
 from swerl_jax.curate.judge import JudgeSettings, Tally
 from swerl_jax.curate.outcomes import Verdict
 from swerl_jax.curate.repository import Repository, RepositoryError
 from swerl_jax.curate.work import Item
+from swerl_jax.data import files
 from swerl_jax.data.records import Example
 
 ROWS = 500  # of an item

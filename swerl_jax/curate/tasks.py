@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from swerl_jax import __version__, config as config_lib
-from swerl_jax.curate import contamination, files, funnel as funnel_lib, funnel_plot, look, outcomes, pipeline, shard_stage
+from swerl_jax.curate import contamination, funnel as funnel_lib, funnel_plot, look, outcomes, pipeline, shard_stage
 from swerl_jax.curate.engine import Engine, LocalEngine
 from swerl_jax.curate.examples import ExampleSettings, TokenCounter
 from swerl_jax.curate.filters import FilterSettings
@@ -27,6 +27,7 @@ from swerl_jax.curate.judge import Judge, JudgeSettings
 from swerl_jax.curate.pipeline import ORDER, Outcome, Settings
 from swerl_jax.curate.shard_stage import MANIFEST_NAME
 from swerl_jax.curate.work import Work
+from swerl_jax.data import files
 from swerl_jax.data.records import Example
 from swerl_jax.data.shards import MalformedRow, open_examples
 from swerl_jax.env.chat import Chat

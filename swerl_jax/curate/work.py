@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from swerl_jax import __version__
-from swerl_jax.curate import files
 from swerl_jax.curate.engine import Engine
+from swerl_jax.data import files
 from swerl_jax.env.progress import Progress
 
 FORMAT = 2  # of the results; another number makes all of them anew

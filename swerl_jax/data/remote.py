@@ -20,6 +20,11 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
+def cache() -> pathlib.Path:
+    """Where this machine keeps copies: $SWERL_JAX_CACHE, by default `~/.cache/swerl_jax`."""
+    return pathlib.Path(os.environ.get(CACHE) or pathlib.Path.home() / ".cache" / "swerl_jax")
+
+
 def find(url: str) -> list[str]:
     """The URLs of the file, of the files in the directory, or of those that fit the pattern, sorted; none: [].
 
@@ -40,8 +45,7 @@ def find(url: str) -> list[str]:
 def local_copy(url: str) -> str:
     """The path of a copy of the file `url` on this machine, of the same name and made now where there is none yet.
 
-    A remote file that changes gets another copy. Copies lie in $SWERL_JAX_CACHE, by default `~/.cache/swerl_jax`; what
-    is no longer wanted there may be deleted.
+    A remote file that changes gets another copy. Copies lie in `cache()`; what is no longer wanted there may be deleted.
 
     Raises:
       ValueError: the file cannot be read, or came shorter than it is.
@@ -49,14 +53,13 @@ def local_copy(url: str) -> str:
     try:
         files, path = fsspec.core.url_to_fs(url)
         digest = hashlib.sha256(f"{url} {files.ukey(path)}".encode()).hexdigest()[:16]
-        cache = pathlib.Path(os.environ.get(CACHE) or pathlib.Path.home() / ".cache" / "swerl_jax")
-        copy = cache / digest / path.rpartition("/")[2]
+        copy = cache() / digest / path.rpartition("/")[2]
         if copy.exists():
             return str(copy)
         size = files.size(path)
         print(f"copying {url} ({size / 2**20:,.1f} MiB) to {copy}", flush=True)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:  # others may be copying the same: the last one to end stays
+        with tempfile.TemporaryDirectory(dir=cache()) as scratch:  # others may be copying the same: the last one to end stays
             partial = os.path.join(scratch, copy.name)
             files.get_file(path, partial)
             if os.path.getsize(partial) != size:

@@ -1,9 +1,10 @@
 """Checkpoints: the last arrow of the path, and the first of a resumed run.
 
 A step is one directory: Orbax commits `arrays` (a plain {path: array} dict) and `host` (JSON) into it atomically and
-in the background; a manifest of every file's size and SHA-256 follows. Orbax alone restores flipped bytes without a
+in the background; a manifest of every file's size and checksum follows. Orbax alone restores flipped bytes without a
 word, so a step counts only if its manifest verifies: no manifest, not good. Several processes write one checkpoint, each
-its own shards, into a directory that all of them see; process 0 makes and removes directories.
+its own shards, into a directory that all of them see, on a file system or in a bucket (`gs://…`); process 0 makes and removes
+directories. In a bucket nothing can be renamed: Orbax writes in place and commits by a mark, a step goes manifest first.
 
     checkpoints/step_000040/{arrays/…, host/…, manifest.json}
 """
@@ -17,20 +18,22 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import fsspec
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from swerl_jax.data import files
 from swerl_jax.learn import manifest
 from swerl_jax.learn.processes import ALONE, Processes
 
 DIRECTORY_NAME = "checkpoints"  # inside a run directory
 _STEP_NAME = re.compile(r"step_(\d{6,})")
-_DISCARDED_PREFIX = "discarded."  # renamed first, so that a kill in mid-deletion leaves no half of a step
-_ORBAX_PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a directory that was never committed
+_ORBAX_PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a directory that was never committed, on a file system
+_ORBAX_COMMITTED = "commit_success.txt"  # and in one that was
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +59,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool = True,
-                 processes: Processes = ALONE) -> None:
-        """Opens `directory` for writing, makes it if needed and clears what a killed save left there.
+                 processes: Processes = ALONE, before_good: Callable[[], None] = lambda: None) -> None:
+        """Opens `directory` for writing, makes it if needed and clears what a killed save or deletion left there.
 
         Args:
           directory: the checkpoint directory itself.
           keep: how many good steps stay on disk, ≥ 1.
           asynchronous: True: `save` returns as soon as the arrays may be donated; False: after the manifest.
+          before_good: process 0 calls it, in the background, when a step is committed and does not count yet.
 
         Raises:
           ValueError: for keep < 1.
@@ -71,6 +75,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep must be at least 1 (the newest checkpoint), got {keep}")
         self._prepare(directory, keep, asynchronous, processes)
+        self._before_good = before_good
         processes.first(f"making {self.directory}", self._make_directory)
 
     @classmethod
@@ -87,11 +92,10 @@ class Checkpoints:
         Raises:
           ValueError: if there is no good checkpoint, saying what was found instead.
         """
-        root = pathlib.Path(directory)
-        reader = cls.__new__(cls)
-        reader._prepare(root / DIRECTORY_NAME if (root / DIRECTORY_NAME).is_dir() else root, keep=0, asynchronous=False,
-                        processes=processes)
-        if not reader.directory.is_dir():
+        reader, root = cls.__new__(cls), os.fspath(directory).rstrip("/")
+        inner = f"{root}/{DIRECTORY_NAME}"
+        reader._prepare(inner if files.exists(inner) else root, keep=0, asynchronous=False, processes=processes)
+        if not files.exists(root):
             raise ValueError(f"no checkpoint directory at {root}: give a run directory or its {DIRECTORY_NAME}/")
         if reader.latest_good(on_reject) is None:
             found = "".join(f"\n  step {step}: {reason}" for step, reason in reader._rejected.items())
@@ -99,7 +103,9 @@ class Checkpoints:
         return reader
 
     def _prepare(self, directory: str | os.PathLike[str], keep: int, asynchronous: bool, processes: Processes) -> None:
-        self.directory = pathlib.Path(directory).absolute()  # Orbax wants absolute paths
+        place = os.fspath(directory)
+        fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False  # Orbax's file system, too: not only it writes there
+        self.directory = pathlib.Path(place).absolute() if files.is_local(place) else epath.Path(place)  # as Orbax wants them
         self.newest: int | None = None
         self._keep = keep
         self._asynchronous, self._processes = asynchronous, processes
@@ -167,7 +173,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Every committed step on disk, good or not, oldest first."""
-        matches = (_STEP_NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        matches = map(_STEP_NAME.fullmatch, files.names(os.fspath(self.directory)))
         return sorted(int(match[1]) for match in matches if match)
 
     def latest_good(self, on_reject: Callable[[int, str], None] = log_rejection) -> int | None:
@@ -241,7 +247,7 @@ class Checkpoints:
     def _verified_path(self, step: int) -> pathlib.Path:
         self.wait()
         path = self._path(step)
-        if not path.is_dir():
+        if not files.exists(os.fspath(path)):
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; it holds steps {self.steps()}")
         reason = None if step in self._verified else self._fault(step)
         if reason is not None:
@@ -251,10 +257,10 @@ class Checkpoints:
 
     def _make_room(self, step: int) -> None:
         path = self._path(step)
-        if not path.exists():
+        if not files.exists(os.fspath(path)):
             return
         reason = self._rejected.get(step)
-        if reason is None and (path / manifest.NAME).exists():
+        if reason is None and self._has(path.name, manifest.NAME):
             raise ValueError(f"step {step} is already saved in {self.directory}: resume from it or save elsewhere")
         _log.warning("replacing the checkpoint of step %d: %s", step, reason or "it has no manifest")
         self._discard(path)
@@ -274,6 +280,7 @@ class Checkpoints:
             manifest.write_part(self._path(step), here.index, here.count)
             here.barrier(f"{name}/parts")
             if here.index == 0:
+                self._before_good()
                 manifest.write(self._path(step), here.count)
             here.barrier(f"{name}/manifest")
             self._rejected.pop(step, None)
@@ -282,23 +289,25 @@ class Checkpoints:
 
     def _discard_old(self, saved: int) -> None:
         others = (step for step in reversed(self.steps()) if step != saved and step not in self._rejected)
-        with_manifest = [step for step in others if (self._path(step) / manifest.NAME).exists()]
+        with_manifest = [step for step in others if self._has(self._path(step).name, manifest.NAME)]
         for step in set(self.steps()) - {saved, *with_manifest[: self._keep - 1]}:
             self._discard(self._path(step))
 
     def _discard(self, path: pathlib.Path) -> None:
-        doomed = path.with_name(_DISCARDED_PREFIX + path.name)
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        for mark in (manifest.NAME, _ORBAX_COMMITTED):  # first: a kill in mid-deletion leaves nothing that looks like a step
+            files.remove(f"{path}/{mark}")
+        files.remove_directory(os.fspath(path))
 
     def _make_directory(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
-            if _ORBAX_PARTIAL in path.name or path.name.startswith(_DISCARDED_PREFIX):
-                _log.info("removing what an interrupted save left: %s", path)
-                shutil.rmtree(path)
+        files.make_directory(os.fspath(self.directory))
+        for name in files.names(os.fspath(self.directory)):
+            is_whole = any(self._has(name, mark) for mark in (_ORBAX_COMMITTED, manifest.NAME))
+            if _ORBAX_PARTIAL in name or (_STEP_NAME.fullmatch(name) and not is_whole):
+                _log.info("removing what an interrupted save or deletion left: %s/%s", self.directory, name)
+                files.remove_directory(f"{self.directory}/{name}")
+
+    def _has(self, name: str, mark: str) -> bool:
+        return files.exists(f"{self.directory}/{name}/{mark}")
 
 
 def save_arrays(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
