@@ -9,16 +9,16 @@ The setting is the second stage of "Training Long-Context, Multi-Turn Software E
 arXiv 2508.03501: 100 problems an iteration, 10 trajectories each, YaRN with factor 4, DAPO's clip; how a trajectory divides into
 its first prompt and what follows is ours. MODEL is a directory of Qwen2.5-72B-Instruct, with the rope_scaling in its config.json
 that the model card tells to add for long texts. Not run by us; what the planner says of it is in docs/tpu.md: on 256 v5p chips
-2.0 hours a step in which every trajectory is as long as allowed, and 37 % of the memory free.
+2.2 hours a step in which every trajectory is as long as allowed, and 37 % of the memory free.
 """
 
 from swerl_jax import config as config_lib
 
 # A key head on each of 8 chips for the learner and the engines. An engine holds the trajectories of two problems, whose keys and
-# values of eight bits take half of its chips' memory; weights of eight bits come faster to the matrix units.
+# values of eight bits take half of its chips' memory; weights of eight bits come faster to the matrix units. What
+# the rounding changes, importance weights correct, for a forward pass before the four updates.
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "mesh.context": 8, "engine.devices": 8, "engine.weights": "int8",
-         "engine.cache": "int8", "engine.groups": 64, "learner.remat": "attention",
-         "rl.importance_cap": 2.0}
+         "engine.cache": "int8", "engine.groups": 64, "learner.remat": "attention", "rl.importance_cap": 2.0}
 VARIANTS = {"": {}, "v5p": CHIPS}
 
 

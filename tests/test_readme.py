@@ -31,7 +31,7 @@ def test_every_module_config_and_setting_it_names_exists():
     assert [s for s in settings if s not in (*config.KEYS, "data")] == []  # `--config.data=SHARDS` stands for data.shards
 
 
-COMMANDS = re.findall(r"^python -m swerl_jax\.main (.+)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+COMMANDS = re.findall(r"^ *python -m swerl_jax\.main (.+)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
