@@ -87,6 +87,7 @@ def test_a_resumed_run_keeps_the_tasks_that_it_has(tmp_path):
     made = {path: path.read_bytes() for path in (run / "tasks").iterdir()}
     begin(run, data=assemble.file_sizes(paths))
     assert assemble.data_paths(CONFIG, run, is_resumed=True) == ((paths[0],), paths[1])
+    assert assemble.data_paths(CONFIG, run, is_resumed=False, is_made=True) == ((paths[0],), paths[1])  # by process 0
     assert {path: path.read_bytes() for path in (run / "tasks").iterdir()} == made
     (run / "tasks" / "train.array_record").unlink()
     with pytest.raises(ValueError, match="found no examples at"):
