@@ -112,3 +112,22 @@ def test_what_real_programs_send():
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo_count.count("HloModule nothing")
+
+
+@pytest.mark.parametrize("kind, collective, times", [
+    ("ALL_REDUCE", "all-reduce", 4 / 3), ("ALL_GATHER", "all-gather", 2), ("REDUCE_SCATTER", "reduce-scatter", 2 / 3)])
+def test_what_hosts_send_between_slices(kind, collective, times):
+    """Three slices of eight chips; a chip hands 16 bytes over."""
+    text = f"""HloModule m, num_partitions=8
+
+ENTRY %main (p: f32[4]) -> f32[4] {{
+  %p = f32[4]{{0}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[4]{{0:T(128)}}, u32[], token[]) send(%p, %token), is_host_transfer=true, frontend_attributes={{_xla_megascale_target="{{1,2,3}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}
+  %recv = (f32[4]{{0:T(128)}}, u32[], token[]) recv(%token), is_host_transfer=true, frontend_attributes={{_xla_megascale_target="{{1,2,3}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}
+  %sent = token[] send-done(%send), is_host_transfer=true
+  %come = (f32[4]{{0}}, token[]) recv-done(%recv), is_host_transfer=true
+  ROOT %r = f32[4]{{0}} get-tuple-element(%come), index=0
+}}
+"""
+    assert hlo_count.count(text).sent == {hlo_count.Transfer(collective, (0, 8, 16)): pytest.approx(times * 16)}

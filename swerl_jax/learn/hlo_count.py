@@ -18,9 +18,12 @@ import numpy as np
 ITEM_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others say their bits
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
                "collective-broadcast")
+# As the program's text calls what hosts do between slices → the collective.
+_BETWEEN_SLICES = {"ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter",
+                   "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute"}
 # These name memory, move nothing: their cost is that of what uses them.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
-        "while", "conditional", "call", "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done",
+        "while", "conditional", "call", "recv", "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done",
         "async-update", "async-start")
 KERNEL = "tpu_custom_call"
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -35,7 +38,8 @@ class Transfer:
     """A kind of collective on equal groups of devices.
 
     Attributes:
-      kind: a name of COLLECTIVES. group: the numbers, in the program's order of devices, of those of the first group.
+      kind: a name of COLLECTIVES. group: the numbers, in the program's order of devices, of those of the first group; those of
+        further slices behind them.
     """
 
     kind: str
@@ -145,6 +149,8 @@ class _Program:
                 return self._of(instruction.called[0]) if instruction.called and instruction.opcode != "async-done" else Work()
             case base if base in COLLECTIVES:
                 return Work(sent=self._sent(instruction))
+            case "send":
+                return Work(sent=self._sent_to_slices(instruction))
         work = Work(cycles=float(next(iter(re.findall(r'"estimated_cycles":"(\d+)"', instruction.rest)), 0)))
         if instruction.base == "custom-call" and KERNEL in instruction.rest:
             return Work(kernels={_kernel_name(instruction): 1.0})
@@ -242,6 +248,17 @@ class _Program:
         share = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": float(n - 1),
                  "collective-permute": 1.0}.get(kind, (n - 1) / n)
         return {Transfer(kind, group): size * share} if share and size else {}
+
+    def _sent_to_slices(self, instruction: _Instruction) -> dict[Transfer, float]:
+        """The same between slices, whose hosts do it: chip after chip with its like, of which a program numbers only its own."""
+        kind = _BETWEEN_SLICES.get(next(iter(re.findall(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)), ""))
+        if kind is None:
+            return {}
+        listed = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.rest)
+        n = len(listed[1].split(",")) if listed else 2
+        share = {"all-gather": n - 1.0, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(kind, (n - 1) / n)
+        size = array_bytes(_ARRAY.search(instruction.shape)[0], everywhere=True)
+        return {Transfer(kind, tuple(number * self._mesh_size for number in range(n))): size * share}
 
 
 def array_bytes(shape: str, everywhere: bool = False) -> float:

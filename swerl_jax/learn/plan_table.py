@@ -29,12 +29,12 @@ def table(plan: Plan) -> str:
 
 
 def _copied(plan: Plan) -> str:
-    return f"{plan.copy.chips * plan.sampling['engine weights'] / GIB:,.1f} GiB in {plan.copy.weights}"
+    return f"{plan.copy.chips * plan.sampling['engine weights'] / GIB:.4g} GiB in {plan.copy.weights}"
 
 
 def _place(plan: Plan) -> str:
     chips, hbm = plan.copy.chips, plan.copy.chips * plan.topology.chip.hbm_bytes
-    return f"{chips} chip{'s' * (chips > 1)} of {_hosts(plan.copy.hosts)} with {hbm / GIB:,.1f} GiB of HBM"
+    return f"{chips} chip{'s' * (chips > 1)} of {_hosts(plan.copy.hosts)} with {hbm / GIB:.4g} GiB of HBM"
 
 
 def _hosts(count: int) -> str:
@@ -47,11 +47,14 @@ def _advice(plan: Plan) -> list[str]:
     if copy is None or "sampling" not in plan.short:
         return []
     cache, others = (copy.chips * value / GIB for value in (plan.sampling["K/V cache"], sum(plan.resident.values())))
-    remedies = ["--config.engine.weights=int8 halves the weights"] if copy.weights != "int8" else []
-    if copy.wider:
+    are_weights_large = plan.sampling["engine weights"] >= plan.sampling["K/V cache"]
+    remedies = [] if are_weights_large else ["a smaller --config.engine.groups has a smaller cache"]
+    if are_weights_large and copy.weights != "int8":
+        remedies.append("--config.engine.weights=int8 halves the weights")
+    if are_weights_large and copy.wider:
         hosts = _hosts(-(-copy.wider // plan.topology.chips_per_host))
         remedies.append(f"--config.engine.devices={copy.wider} lays them over {hosts}")
-    return [f"{_place(plan)} cannot hold {_copied(plan)}, of the engine's weights, {cache:,.1f} GiB of K/V cache, {others:,.1f} GiB of the "
+    return [f"{_place(plan)} cannot hold {_copied(plan)}, of the engine's weights, {cache:.4g} GiB of K/V cache, {others:.4g} GiB of the "
             "learner's parameters and optimiser, and what is computed with them" + (": " + ", ".join(remedies) if remedies else "")]
 
 
