@@ -14,7 +14,7 @@ import small
 from swerl_jax.learn.learner import Learner
 from swerl_jax.policy.engine import Engine
 
-PAUSES_S = {"train": 0.5, "eval": 0.5, "learn": 20.0}  # of each tick, and of the one update
+PAUSES_S = {"train": 2.0, "eval": 2.0, "learn": 20.0}  # of each tick, and of the one update
 
 
 def get_config(variant=""):

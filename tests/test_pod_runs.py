@@ -34,7 +34,7 @@ class Runs:
         """Of process `rank` of so many."""
         return small.command(
             f"--config=tests/paced.py:{self._data}", f"--workdir={self.directory}", "--config.rl.minibatches=1",
-            "--config.answer.max_tokens=32", "--config.engine.ticks=1", "--config.rl.row_tokens=(128,)", "--config.eval.examples=2",
+            "--config.answer.max_tokens=32", "--config.engine.ticks=16", "--config.rl.row_tokens=(128,)", "--config.eval.examples=2",
             "--config.log.tensorboard=False", "--config.optimizer.max_skipped=1000",
             f"--config.distributed.coordinator={address if count > 1 else 'none'}", f"--config.distributed.processes={count}",
             f"--config.distributed.process={rank}", f"--config.distributed.heartbeat_s={joined.HEARTBEAT_S}",
@@ -110,7 +110,6 @@ def test_a_signal_to_any_process_stops_all_where_they_are(runs):
         places[slow] = place,
         started = run.start(2, f"--config.engine.devices={together}", *resume, places=places)
         run.wait_at(place)
-        time.sleep(1)  # some ticks more
         started[told].send_signal(signal.SIGTERM)
         told_s = time.monotonic()
         outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
@@ -170,11 +169,11 @@ def test_other_processes_on_another_mesh_go_on_with_the_same_data_and_losses(run
         found = seen(run)
         assert found[1] == wanted[1]
         for number, line in wanted[0].items():
-            assert found[0][number]["data/position"] == line["data/position"]
-            print(step, number, found[0][number]["loss"]/line["loss"]-1)
-        for number, line in wanted[0].items():
-            np.testing.assert_allclose(found[0][number]["loss"], line["loss"], rtol=1e-5, atol=1e-5)
-    assert 0
+            one = found[0][number]
+            assert one["data/position"] == line["data/position"]
+            assert number <= step or one["seconds/step"] != line["seconds/step"], "it was taken anew"
+            np.testing.assert_allclose(one["loss"], line["loss"], rtol=1e-5, atol=0 if number <= 4 else 1e-5)
+        wanted = found
 
 
 def seen(run):

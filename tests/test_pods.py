@@ -113,7 +113,7 @@ def sampled(learner, params, together, processes):
         "engine.devices": together, "engine.prefix_buckets": (8,), "answer.max_tokens": LONGEST, "engine.ticks": LONGEST,
         "model.dtype": "float32", "engine.unroll_layers": "false"})
     engine = engines.engine(config, ARCH, learner.mesh, (), prompts=PROMPTS, samples=SAMPLES, groups=PROMPTS, temperature=1.0,
-                            purpose=f"of {together}", processes=processes)
+                            purpose="answers", processes=processes)
     engine.load(params, 0)
     tasks = [episode.Task(i, example(i), prompt_ids(example(i)), SAMPLES) for i in range(PROMPTS)]
     with Collector(two_turns, LONGEST) as collector:
@@ -127,10 +127,10 @@ def sampled(learner, params, together, processes):
 
 
 def learns(directory, processes):
-    """Five steps, a checkpoint after the third, answers of what came of it, and the last two steps from others' checkpoints.
+    """Five steps, a checkpoint after the third, the last two steps from others' checkpoints, and answers of the first parameters.
 
-    Each process has two devices, so the learner's mesh is another one for every number of processes; all in float32. Each
-    leaves what it saw.
+    Each process has two devices, so the learner's mesh is another one for every number of processes; all in float32. After
+    updates their parameters differ by rounding, so answers come from those before. Each process leaves what it saw.
     """
     learner = Learner(ARCH, make_mesh({"fsdp": processes.count, "tensor": DEVICES}, run_devices()[:processes.count * DEVICES]),
                       OptimizerSettings(0.01, "constant", 0, 100), LossSettings("clip"))
@@ -140,9 +140,9 @@ def learns(directory, processes):
     state, found = losses(learner, learner.init(0), processes, 0, STEPS, lambda step, state: step == SAVED and checkpoints.save(
         step, to_arrays(state), {"step": step}))
     checkpoints.close()
-    engine_sizes = (DEVICES, 2 * DEVICES) if processes.count > 1 else (DEVICES,)  # the engine of one process, and of two
-    seen = {"losses": found, "resumed": [], "answers": {
-        together: sampled(learner, state.params, together, processes) for together in engine_sizes}}
+    start = learner.init(0).params
+    sizes = (DEVICES, 2 * DEVICES) if processes.count == 4 else (DEVICES,)  # an engine for each process; for each two
+    seen = {"losses": found, "resumed": [], "answers": {size: sampled(learner, start, size, processes) for size in sizes}}
     for other in others:
         saved = Checkpoints.open(other, processes=processes)
         arrays, host = saved.restore(saved.newest, to_arrays(learner.abstract))

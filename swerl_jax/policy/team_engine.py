@@ -56,8 +56,7 @@ class TeamEngine(Engine):
         self.team, self._channel = team, channel
         shape = -1, *mesh.devices.shape
         self._all = Mesh(devices.reshape(shape), ("team", *mesh.axis_names), axis_types=(AxisType.Auto,) * len(shape))
-        self._spread = jax.jit(partial(engine_weights.convert, K=self._steps.arch.K, dtype=settings.dtype, weights=settings.weights,
-                                       mesh=self._all))
+        self._spreads: dict[Any, Any] = {}
         # What comes from the spread is this engine's alone, so stacked weights, which keep their shapes, may stay in place.
         convert = jax.jit(self._steps.convert, donate_argnums=() if settings.is_unrolled else 0)
         self._steps.load = lambda model: convert(self._own(model))
@@ -84,6 +83,19 @@ class TeamEngine(Engine):
         if done is not None:  # it came from all devices of the team
             self._channel.forget()
         return done
+
+    def _spread(self, model: Llama) -> Llama:
+        """Every team's copy, as arrays of all devices. Where it lives is asked for: XLA may leave it whole on each device."""
+        key = jax.tree.structure(model)
+        if key not in self._spreads:
+            settings = self.settings
+            convert = partial(engine_weights.convert, K=self._steps.arch.K, dtype=settings.dtype, weights=settings.weights,
+                              mesh=self._all)
+            shardings = jax.tree_util.tree_map_with_path(
+                lambda path, x: mesh_lib.sharding(self._all, engine_weights.axes(path, x.ndim), mesh_lib.ENGINE_RULES),
+                jax.eval_shape(convert, model))
+            self._spreads[key] = jax.jit(convert, out_shardings=shardings)
+        return self._spreads[key](model)
 
     def _own(self, model: Llama) -> Llama:
         """This team's copy as arrays of its own mesh; nothing is copied."""
