@@ -13,7 +13,7 @@
 #   --topology=VERSION:SHAPE[:xSLICES]   v5p:4x4x8, v6e:16x16:x2, v5e:2x4 …
 #   --chips_per_host=4        for v5e:2x4 and v6e:2x4, where a host may have 8 (the default) or 4
 #   --restarts=10             of all pods together, with growing waits
-#   --grace_s=90              between SIGTERM and SIGKILL; more than checkpoints.grace_s
+#   --grace_s=90              between SIGTERM and SIGKILL; more than checkpoints.grace_s. Spot nodes give less: docs/tpu.md
 #   --namespace=default  --service_account=default   the latter may read and write --workdir
 #   --spot                    on Spot nodes
 #   --node_selector=KEY=VALUE, --label=KEY=VALUE, --env=KEY=VALUE   again and again (label: kueue.x-k8s.io/queue-name=QUEUE)

@@ -148,7 +148,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     # -- checkpoints and logs ------------------------------------------------------------------------------------------
     "checkpoints.every_steps": (50, "a checkpoint every so many steps, and at the end"),
     "checkpoints.keep": (3, "good checkpoints kept"),
-    "checkpoints.grace_s": (60.0, "SIGTERM: time to save the last finished step, after the optimiser steps that are under way: more than a step's learning takes [s]"),
+    "checkpoints.grace_s": (25.0, "SIGTERM: time to end the optimiser steps under way and save the last finished step; below the 30 s that a Spot VM has [s]"),
     "log.tensorboard": (True, "write TensorBoard scalars"),
     "log.rollouts": (True, "write every answer to rollouts/"),
     # -- task score ------------------------------------------------------------------------------------------------------

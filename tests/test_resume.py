@@ -152,7 +152,7 @@ def test_asked_to_stop(reference, tmp_path, step):
     run.wait_for(lambda d: finished_steps(d) >= step and (d / "checkpoints").exists())
     output, errors = run.kill(signal.SIGTERM)
     assert run.process.returncode == 0, errors
-    assert "SIGTERM: saving the last finished step, at most 60 s" in errors
+    assert "SIGTERM: saving the last finished step, at most 25 s" in errors
     saved = Checkpoints.open(tmp_path / "run").newest
     assert saved >= finished_steps(tmp_path / "run") >= step
     printed = output.split("To go on:\n")[1].strip()

@@ -11,11 +11,13 @@ import reference_llama as reference
 
 from swerl_jax import config as config_lib, engines
 from swerl_jax.learn.processes import ProcessError
-from swerl_jax.policy.engine import Engine
+from swerl_jax.policy import mesh as mesh_lib
+from swerl_jax.policy.engine import Engine, Team
 from swerl_jax.policy.engine_steps import EngineSettings
-from swerl_jax.policy.engine_weights import repeat_key_heads, with_key_heads
+from swerl_jax.policy.engine_weights import axes, repeat_key_heads, with_key_heads
 from swerl_jax.policy.llama import LAYER_AXES, Lora, parameter_name
 from swerl_jax.policy.mesh import make_mesh
+from swerl_jax.policy.team_engine import TeamEngine
 
 LONGEST = 16
 WIDE = dataclasses.replace(reference.SMALL, V=64, N=8, has_qkv_bias=True, has_qk_norm=True)  # two key heads of four queries
@@ -89,6 +91,27 @@ def test_more_devices_than_key_heads_draw_what_one_draws(is_unrolled):
     for sample in range(3):
         np.testing.assert_array_equal(found[sample].ids, expected[sample].ids)
         np.testing.assert_allclose(found[sample].logp, expected[sample].logp, atol=1e-5)
+
+
+@pytest.mark.parametrize(("teams", "learner"), [(2, {"fsdp": 4, "tensor": 2}), (4, {"fsdp": 8})])
+def test_teams_take_weights_from_a_learner_that_is_cut_otherwise(teams, learner):
+    """The last team's part on each of its devices, by slicing."""
+    devices = np.array(jax.devices()[:np.prod(list(learner.values()))])
+    model, mesh, together = reference.random_model(WIDE), make_mesh(learner, list(devices)), len(devices) // teams
+    own = make_mesh({"tensor": together}, list(devices[-together:]))
+    engine = TeamEngine(WIDE, EngineSettings(
+        groups=1, samples=1, prefix_buckets=(8,), branch_buckets=(LONGEST,), stop_ids=(), is_unrolled=False), own, devices,
+        Team(teams - 1, teams))
+    engine.load(jax.tree_util.tree_map_with_path(lambda path, x: jax.device_put(
+        x, mesh_lib.sharding(mesh, axes(path, x.ndim), mesh_lib.LEARNER_RULES)), model), 0)
+    cut = {path: x for path, x in jax.tree_util.tree_leaves_with_path(engine._model)}
+    for path, whole in jax.tree_util.tree_leaves_with_path(model):
+        letters = axes(path, whole.ndim).split()
+        whole = np.asarray(repeat_key_heads(whole, " ".join(letters), max(WIDE.K, together)))
+        places = [i for i, letter in enumerate(letters) if letter in "KFV"]
+        parts = np.split(whole, together, axis=places[0]) if places else [whole] * together
+        for shard in cut[path].addressable_shards:
+            np.testing.assert_array_equal(shard.data, parts[list(own.devices.flat).index(shard.device)])
 
 
 def tells(directory, here):
