@@ -7,7 +7,6 @@ import pytest
 import reference_llama as reference
 
 from swerl_jax.data.loader import Drawn
-from swerl_jax.data.loader import Drawn
 from swerl_jax.learn.batch import PackSettings
 from swerl_jax.learn.learner import Learner, OptimizerSettings
 from swerl_jax.learn.loss import LossSettings
