@@ -192,6 +192,9 @@ def test_the_nearest_settings_of_each_side():
     assert all(len(sides) == 1 for _, sides in planned) and planned[-1] == (changes, ("learning",))
     assert {report.name for report in found.reports} == {"gradient", "decode"}
     assert plan_search.nearest(config, 2, whole, lambda *_: whole) is None
+    drawn, *_ = make({"learner.rows": 2}, ("learning", "sampling")), planned.clear()
+    assert plan_search.nearest(config, 2, drawn, make)[0] == {"engine.weights": "int8"}
+    assert {sides for _, sides in planned} == {("sampling",)}, "learning is as it was"
 
 
 def test_what_two_layers_hold_and_run():

@@ -38,11 +38,15 @@ def nearest(config: ml_collections.ConfigDict, key_heads: int, whole: Plan, make
                 break
         else:
             return None
-    plans = [found[side][1] if side in found and found[side][0] == changes else _tried(changes, side, make, say)
-             for side in SIDES]
+    plans = []
+    for side in SIDES:
+        if side == "learning" and all(name.startswith("engine.") for name in changes):  # which learning knows nothing of
+            plans.append(dataclasses.replace(whole, reports=[report for report in whole.reports if report.phase == "learn"]))
+        else:
+            plans.append(found[side][1] if side in found and found[side][0] == changes else _tried(changes, side, make, say))
     if not all(plan is not None and plan.fits for plan in plans):
         return None
-    return changes, dataclasses.replace(plans[0], reports=[report for plan in plans for report in plan.reports])
+    return changes, dataclasses.replace(plans[-1], reports=[report for plan in plans for report in plan.reports])
 
 
 def _tried(changes: dict[str, Any], side: str, make: Make, say: Callable[[str], None]) -> Plan | None:
