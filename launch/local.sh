@@ -8,6 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare_environment
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" # spares the complaints of a TPU's compiler that the tests installed
 cd "$ROOT"
 case " $* " in
   *" --config="* | *" --config "*) ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; sets everything up the first time. From any directory:
-#   bash tests/run.sh                  the fast tier
-#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, the TPU's compiler and gcsfs
+#   bash tests/run.sh                  the fast tier; installs the TPU's compiler, too (0.2 GB to load), where there is one
+#   bash tests/run.sh --slow           both tiers (SLOW=1 does the same); installs torch to compare with, and gcsfs
 #   bash tests/run.sh --curate         those that need Apache Beam, in an environment of their own (.venv-curate)
 #   bash tests/run.sh -k chat -x       everything else goes to pytest (-n 0: in one process)
 # As many processes as cores share the fast tier, at most four: most of its time goes into compiling, on one core each. The
@@ -22,7 +22,9 @@ case " $* ${SLOW:-0} " in
     shared=(--numprocesses 0)
     ;;
   *)
-    prepare_environment test
+    tpu=,tpu # its compiler plans two layers
+    [[ "$(uname -sm)" == "Linux x86_64" ]] || tpu=""
+    prepare_environment "test$tpu"
     shared=(--numprocesses auto --maxprocesses 4 --dist worksteal)
     ;;
 esac

@@ -268,10 +268,27 @@ def test_operations_are_counted_as_those_that_were_published():
     assert calibration.mfu(calibration.PUBLISHED_SECONDS) == pytest.approx(calibration.PUBLISHED_MFU, rel=1e-3)
 
 
+def test_a_calibration_by_other_versions_says_so(monkeypatch):
+    monkeypatch.setattr(calibration, "_installed", lambda: dict(calibration.VERSIONS))
+    assert calibration.line().endswith("50.3%")
+    monkeypatch.setattr(calibration, "_installed", lambda: calibration.VERSIONS | {"libtpu": "9.9"})
+    assert "installed are jax 0.10.2, libtpu 9.9: python tests/bench/calibration.py" in calibration.line()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_calibrations_roofline_is_that_of_what_the_learner_runs_now():
+    """Operations alone bind it; what only compiling could tell, 3 minutes of it, is bound to the versions that it was made with."""
+    topology = parse_topology(calibration.TOPOLOGY)
+    found = plan_programs.gradient_flops(calibration.parts(plan.devices(topology)))
+    seconds = found.total / topology.chips / topology.chip.peak_flops
+    assert seconds == pytest.approx(calibration.ROOFLINE_SECONDS, rel=2e-3)
+
+
 @needs_compiler
 def test_two_layers_planned_by_the_real_compiler():
     topology = parse_topology("v5e:2x2")
-    config = small(mesh__tensor=2)
+    config = small(mesh__tensor=2, learner__remat="none", rl__prompts=2, engine__groups=2)  # what compiles fast
     found = plan.make(assemble.plan_parts(config, TWO_LAYERS, assemble.mesh(config, plan.devices(topology))), topology)
     assert not [r.fault for r in found.reports if r.fault] and found.fits
     assert {r.phase for r in found.reports} == {"learn", "reshard", "prefill", "decode"}
@@ -281,6 +298,7 @@ def test_two_layers_planned_by_the_real_compiler():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_cycles_of_a_scan_are_those_of_its_body_times_its_length():
     devices = plan.devices(parse_topology("v5e:2x2"))[:1]
     one = jax.sharding.NamedSharding(make_mesh({"fsdp": 1}, devices), jax.sharding.PartitionSpec())
@@ -310,6 +328,7 @@ def test_what_does_not_fit_is_a_report():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_host_that_cannot_hold_the_weights_is_told_with_the_remedy():
     """70 billion parameters in bfloat16, 131.4 GiB, on the four chips of a v6e host, 128 GB as they are sold; nothing compiles."""
     topology = parse_topology("v6e:16x16")

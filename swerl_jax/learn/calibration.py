@@ -10,6 +10,7 @@ Source: recipe "Llama3.1-70B-MaxText/v6e-256" of AI-Hypercomputer/tpu-recipes, s
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ from swerl_jax.policy.mesh import make_mesh
 
 TOPOLOGY, MODEL, ROWS_A_CHIP, TOKENS = "v6e:16x16", "llama3.3-70b", 5, 8192
 PUBLISHED_SECONDS, PUBLISHED_MFU = 42.656, 0.5033
-# What tests/bench/calibration.py gave with jax 0.10.2 and libtpu 0.0.42.1, by the compiler's cycles and by the roofline.
+# What tests/bench/calibration.py gave with these versions, by the compiler's cycles and by the roofline.
+VERSIONS = {"jax": "0.10.2", "libtpu": "0.0.42.1"}
 COMPILER_SECONDS, ROOFLINE_SECONDS = 50.525, 26.100
 
 
@@ -53,10 +55,24 @@ def line() -> str:
     """For people."""
     return (f"calibration: MaxText's Llama 3.1 70B on {TOPOLOGY} takes {COMPILER_SECONDS:.1f} s a step by the compiler's cycles, "
             f"{mfu(COMPILER_SECONDS):.1%} MFU ({ROOFLINE_SECONDS:.1f} s by roofline); published are {PUBLISHED_SECONDS:.1f} s, "
-            f"{PUBLISHED_MFU:.1%}")
+            f"{PUBLISHED_MFU:.1%}{_age()}")
+
+
+def _age() -> str:
+    """That it was made by other versions than those which are installed, and what makes it anew; or nothing."""
+    here = _installed()
+    if here == VERSIONS:
+        return ""
+    made, found = (", ".join(f"{name} {version}" for name, version in some.items()) for some in (VERSIONS, here))
+    return f" (made with {made}, installed are {found}: python tests/bench/calibration.py makes it anew)"
+
+
+def _installed() -> dict[str, str]:
+    installed = {found.name: found.version for found in importlib.metadata.distributions() if found.name in VERSIONS}
+    return {name: installed.get(name, "none") for name in VERSIONS}
 
 
 def as_json() -> dict[str, Any]:
     """The same as numbers."""
     return {"topology": TOPOLOGY, "compiler_s": COMPILER_SECONDS, "roofline_s": ROOFLINE_SECONDS, "mfu": mfu(COMPILER_SECONDS),
-            "published_s": PUBLISHED_SECONDS, "published_mfu": PUBLISHED_MFU}
+            "versions": VERSIONS, "installed": _installed(), "published_s": PUBLISHED_SECONDS, "published_mfu": PUBLISHED_MFU}
