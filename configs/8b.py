@@ -18,9 +18,8 @@ from swerl_jax import config as config_lib
 # chips' would be free (on eight of them 8 %), which is little. Eight chips of 16 GB hold parameters in bfloat16 only (rounded at
 # random, see Learner).
 CHIPS = {"mesh.fsdp": -1, "mesh.tensor": 8, "engine.devices": 8, "learner.remat": "offload"}
-# Evaluation decodes as many answers at a time as training, each with a prompt of its own: that bounds engine.groups on one.
 LORA = {"init": "hf:model", "tokenizer": "hf:model", "lora.rank": 16, "model.param_dtype": "bfloat16", "rl.learning_rate": 2e-5,
-        "engine.groups": 4, "rl.row_tokens": (2048, 4096)}
+        "rl.row_tokens": (2048, 4096)}
 # Of a group's answers four share a row: eight would need 0.1 GiB more than eight chips have.
 VARIANTS = {"": {}, "lora": LORA, "v5e_4x4": CHIPS,
             "v5e_2x4": CHIPS | {"model.param_dtype": "bfloat16", "rl.row_tokens": (8192,)}}

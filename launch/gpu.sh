@@ -11,8 +11,8 @@
 #   --nodes=1 --gpus_per_node=8 --name=swerl_jax    of the job
 #   --stop_early_s=120        before its time limit the job saves, and queues itself again
 #   --sbatch_flag=--FLAG=VALUE   more of sbatch's, again and again: --partition, --time, --account, --cpus-per-task …
-# In Slurm this checkout and --workdir must be on a file system that all nodes share. PYTHON=/path/to/python chooses the Python
-# that .venv is made with. Ends with 0 (finished), 2 (a setting is wrong), 75 (stopped, state saved), or the trainer's code.
+# In Slurm this checkout, and --workdir unless it is gs://BUCKET/RUN, must be on a file system that all nodes share.
+# PYTHON=/path/to/python chooses the Python that .venv is made with. Ends with 0 (finished), 2 (a setting is wrong), 75 (stopped, state saved), or the trainer's code.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/options.sh"

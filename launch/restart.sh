@@ -88,10 +88,17 @@ pause() {
 
 # The command once, with --resume where it is to go on; sets STATUS.
 attempt() {
-  local arguments=("$@")
-  if [[ -n "$RESUME" || ("$ATTEMPT" -gt 0 && -n "$(version_of "$BEGUN_NAME")") ]]; then
-    arguments+=(--resume)
+  local arguments=("$@") begun="$RESUME"
+  [[ "$TABLE_BEFORE" != *"$UNKNOWN"* ]] || TABLE_BEFORE="$(version_of "$TABLE_NAME")"
+  if [[ "$ATTEMPT" -gt 0 && -z "$RESUME" ]]; then
+    begun="$(version_of "$BEGUN_NAME")"
+    if [[ "$begun" == *"$UNKNOWN"* ]]; then # to begin anew, or to go on with nothing, would both be wrong
+      say "$WORKDIR does not answer whether the run has begun"
+      STATUS=1
+      return 0
+    fi
   fi
+  [[ -z "$begun" ]] || arguments+=(--resume)
   "${arguments[@]}" &
   CHILD=$!
   [[ "$SIGNALS" == 0 ]] || kill -TERM "$CHILD" # it came just before
@@ -105,7 +112,7 @@ is_finished() {
   local begun table
   begun="$(version_of "$BEGUN_NAME")"
   table="$(version_of "$TABLE_NAME")"
-  [[ "$table" != "$UNKNOWN" && (-z "$begun" || "$table" != "$TABLE_BEFORE") ]]
+  [[ "$begun$table$TABLE_BEFORE" != *"$UNKNOWN"* && (-z "$begun" || "$table" != "$TABLE_BEFORE") ]]
 }
 
 finish() {

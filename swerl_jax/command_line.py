@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from swerl_jax import config as config_lib
+from swerl_jax.data.remote import is_outage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; single settings follow as --config.KEY=VALUE.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, which all hosts see, or gs://BUCKET/RUN; else runs/NAME.")
@@ -62,10 +63,12 @@ def resume_command(place: str) -> str:
 
 @contextlib.contextmanager
 def readable_errors(named: Callable[[str], str] = str) -> Iterator[None]:
-    """Set-up errors as one message, without a traceback; `named` says it in the user's names."""
+    """Set-up errors as one message, without a traceback; `named` says it in the user's names. An outage is none."""
     try:
         yield
     except (ValueError, OSError) as error:
+        if is_outage(error):
+            raise
         fail(named(str(error)))
 
 

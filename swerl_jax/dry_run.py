@@ -71,8 +71,7 @@ def _state(config: ml_collections.ConfigDict, arch: Arch) -> dict[str, int]:
 def _memory(config: ml_collections.ConfigDict, arch: Arch) -> str:
     compute, prompt, answer = BYTES[config.model.dtype], config.prompt.max_tokens, config.answer.max_tokens
     n, change = arch.parameters, arch.low_rank_parameters(config.lora.rank, config.lora.targets)
-    lanes = config.engine.groups * config.rl.samples
-    columns = max(groups * prompt for groups in (config.engine.groups, lanes // config.eval.samples)) + lanes * answer
+    columns = config.engine.groups * (prompt + config.rl.samples * answer)  # evaluating takes no more
     row = config.learner.rows * (prompt + max(config.rl.row_tokens or (config.rl.samples * answer,)))
     column = arch.H + BYTES["float32"] if config.engine.cache == "int8" else arch.H * compute  # of a key or a value, with its scale
     rounded = arch.L * arch.matrix_parameters if config.engine.weights == "int8" else 0

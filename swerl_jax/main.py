@@ -73,8 +73,8 @@ def train(config: ml_collections.ConfigDict, place: str) -> None:
         is_first = processes.index == 0
         stop = StopSignal(config.checkpoints.grace_s, processes)
         stop.install()
-        processes.exchange("fetching the run's directory", lambda: run.pull(
-            mirror.WHAT_IT_IS + ((METRICS_NAME, EVALUATIONS_NAME) if is_first else ())))
+        processes.exchange("fetching the run's directory", lambda: run.pull_run(
+            (METRICS_NAME, EVALUATIONS_NAME) if is_first else ()))
         kept = origin.kept(directory, config.tokenizer) if RESUME.value else {}
         own = config_lib.update(config.copy_and_resolve_references(), kept)
         processes.exchange("looking for what the settings name", lambda: preflight.require(own, is_resumed=RESUME.value))
@@ -109,7 +109,7 @@ def train(config: ml_collections.ConfigDict, place: str) -> None:
             state, step = _start(config, loop, phases, processes)
             if not RESUME.value:
                 processes.first("keeping the model's description", lambda: origin.keep(directory, config.init, config.tokenizer))
-            processes.first("beginning", lambda: (run.pull(), run_directory.begin(
+            processes.first("beginning", lambda: (run.pull((mirror.CONFIG_NAME,)), run_directory.begin(
                 config, directory, assemble.file_sizes((*train_paths, held_out)), is_resumed=RESUME.value), run.push()))
             assemble.keep_reference(config, run.at(assemble.REFERENCE_NAME), phases, state, step, processes)
         try:
@@ -118,9 +118,11 @@ def train(config: ml_collections.ConfigDict, place: str) -> None:
             print(f"saved. To go on:\n  {resume_command(place)}")
             return
         finally:
-            checkpoints.close()
-            if is_first:
-                run.push()
+            try:
+                checkpoints.close()
+            finally:
+                if is_first:
+                    run.push()
     table = processes.first("writing the table", lambda: run.hand_over(lambda: summary.write(
         directory, [(phase.name, phase.steps) for phase in phases], RewardSpec.of(config.reward), colour=report_colour()),
         is_first=True))

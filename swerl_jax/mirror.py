@@ -7,6 +7,7 @@ finds all that it needs. The copy here begins empty and goes with the process. A
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import importlib.util
 import os
@@ -26,6 +27,9 @@ MODEL_NAME = "model"  # what a run keeps of the model that it began with, see `o
 TASKS_NAME = "tasks"
 TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
 WHAT_IT_IS = (CONFIG_NAME, MODEL_NAME, TASKS_NAME, TOKENIZER_PATH.parts[0])  # what a run tells whoever uses or continues it
+
+_REPLACED = ("evaluations/", "rollouts/")
+_UPLOADS = 8  # at a time
 
 
 class Mirror:
@@ -54,11 +58,20 @@ class Mirror:
         """The text with the directory's own name in place of the copy's."""
         return text.replace(str(self.local), self.place) if self.is_remote else text
 
-    def pull(self, names: Sequence[str] = WHAT_IT_IS) -> None:
+    def pull_run(self, more: Sequence[str] = ()) -> None:
+        """Fetches what the run says of itself, and the files and directories of the names in `more`; nothing of one not begun.
+
+        Raises as `pull`.
+        """
+        self.pull((CONFIG_NAME,))
+        if (self.local / CONFIG_NAME).exists():
+            self.pull((*WHAT_IT_IS, *more))
+
+    def pull(self, names: Sequence[str]) -> None:
         """Fetches the files and directories of these names, as far as they are there and not here.
 
         Raises:
-          ValueError: the place cannot be reached.
+          ValueError: the place cannot be read; an outage (see remote.is_outage) as it came.
         """
         if not self.is_remote:
             return
@@ -70,10 +83,12 @@ class Mirror:
                         files.fetch(self.at(f"{name}/{below}".rstrip("/")), path)
                         self._sent[path.relative_to(self.local).as_posix()] = _state(path)
         except Exception as error:  # every file system has errors of its own
+            if remote.is_outage(error):
+                raise
             raise ValueError(f"{self.place} cannot be read: {type(error).__name__}: {error}") from error
 
     def push(self) -> None:
-        """Sends what is new or changed here, and deletes there what was deleted here; files may grow meanwhile.
+        """Sends what is new or changed here, and deletes there the answers that were deleted here; files may grow meanwhile.
 
         Raises:
           OSError: the place cannot be written.
@@ -82,20 +97,27 @@ class Mirror:
             return
         here = {path.relative_to(self.local).as_posix(): _state(path) for path in self.local.rglob("*")
                 if path.is_file() and path.suffix != PARTIAL_SUFFIX}
+        changed = sorted(name for name in here if self._sent.get(name) != here[name])
+
+        def send(name: str) -> None:
+            with files.written(self.at(name)) as snapshot:
+                shutil.copyfile(self.local / name, snapshot)
+            self._sent[name] = here[name]
+
+        with concurrent.futures.ThreadPoolExecutor(_UPLOADS) as pool:
+            list(pool.map(send, (name for name in changed if "/" in name)))
         # What others wait for last: the settings, which say that a run has begun, and at its end the table.
-        for name in sorted(here, key=lambda name: ("/" not in name, name)):
-            if self._sent.get(name) != here[name]:
-                with files.written(self.at(name)) as snapshot:
-                    shutil.copyfile(self.local / name, snapshot)
-                self._sent[name] = here[name]
+        for name in (name for name in changed if "/" not in name):
+            send(name)
         for name in self._sent.keys() - here.keys():
-            files.remove(self.at(name))
-            del self._sent[name]
+            if name.startswith(_REPLACED):  # of steps that are done again; else someone cleared the copy, and the run stays
+                files.remove(self.at(name))
+                del self._sent[name]
 
     def hand_over(self, work: Callable[[], T], *, is_first: bool) -> T:
         """What `work` returns; process 0 does it and sends what it made, the others then fetch that before they do it."""
         if not is_first:
-            self.pull()
+            self.pull((TASKS_NAME, TOKENIZER_PATH.parts[0]))
         made = work()
         if is_first:
             self.push()
@@ -123,7 +145,7 @@ def of_run(place: str) -> Mirror:
       ValueError: as `check` and Mirror.pull.
     """
     mirror = Mirror(place)
-    mirror.pull()
+    mirror.pull_run()
     is_run = (mirror.local / CONFIG_NAME).exists() or "/" not in mirror.place.removeprefix(SCHEME)
     return mirror if is_run else of_run(mirror.place.rpartition("/")[0])
 

@@ -306,8 +306,8 @@ def test_an_8b_model_learns_on_one_accelerator_of_80_gb():
     expected = {
         "parameters, bfloat16": 2 * 8_030_261_248, "low-rank change, float32": 4 * change,
         "Adam's two moments, float32": 8 * change, "gradient": 4 * change, "engine's weights": 2 * (8_030_261_248 + change),
-        # 32 answers at a time: each evaluated one with its own prompt; 8 key heads of 128, keys and values, bfloat16
-        "keys and values, training or evaluating": 32 * (6144 + 2048) * 2 * 32 * 8 * 128 * 2,
+        # 8 prompts with 8 answers each at a time; 8 key heads of 128, keys and values, bfloat16
+        "keys and values, training or evaluating": 8 * (6144 + 8 * 2048) * 2 * 32 * 8 * 128 * 2,
         "disk": 2 * 8_030_261_248 + 12 * change}
     assert {name: sizes[name] for name in expected} == {
         name: pytest.approx(size / 2**30, abs=0.006) for name, size in expected.items()}

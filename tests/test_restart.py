@@ -155,7 +155,10 @@ if kind == "-m":
     os.execv(here / "trainer", ["trainer", *(word.replace("gs://bucket", str(here / "bucket")) for word in rest)])
 asked = rest[0].replace("gs://bucket", str(here / "bucket"))
 (here / "asked").write_text(os.environ.get("KEY", "") + rest[0])
-if (here / "silent").exists():
+silent = here / "silent"  # holds how often, or nothing: always
+if silent.exists():
+    left = silent.read_text()
+    silent.unlink() if left == "1" else silent.write_text(left and str(int(left) - 1))
     sys.exit(1)
 print(open(asked).read() if os.path.exists(asked) else "")
 """
@@ -174,6 +177,21 @@ def test_a_run_in_a_bucket_is_told_by_what_the_bucket_says(place):
     write_tool(place.path, "trainer", TRAINER.replace("sys.exit(int(code))", "(here / 'silent').touch(); sys.exit(int(code))"))
     result = launch("restart.sh", *command[:1], "--restarts=1", *command[1:], path=place.path, JOBSET_RESTART_ATTEMPT=1)
     assert place.starts()[4:] == [True] and result.returncode == 75 and "given up" in result.stderr, result.stderr
+
+
+def test_a_bucket_that_did_not_answer_at_first_is_asked_again(place):
+    """Neither is a stopped run taken for a finished one, nor is one begun or gone on with blindly."""
+    write_tool(place.path, "python", PYTHON)
+    (place.path / "bucket").mkdir()
+    run = "--workdir=gs://bucket/run"
+    command = (run, "--", str(place.path / "python"), "-m", "swerl_jax.main", run)
+    (place.path / "silent").write_text("1")  # the table before the first attempt
+    place.plan(f"0 {BEGUN}", f"0 {TABLE}")
+    result = launch("restart.sh", *command, path=place.path)
+    assert (result.returncode, place.starts()) == (0, [False, True]), result.stderr
+    (place.path / "silent").write_text("3")  # the table twice, and whether the run has begun
+    result = launch("restart.sh", *command, path=place.path, JOBSET_RESTART_ATTEMPT=1)
+    assert "does not answer whether the run has begun" in result.stderr and place.starts()[2:] == [True], result.stderr
 
 
 @pytest.mark.parametrize("variable", ["JOBSET_RESTART_ATTEMPT", "SLURM_RESTART_COUNT"])

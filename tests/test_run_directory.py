@@ -6,7 +6,8 @@ import shutil
 import pytest
 import small
 
-from swerl_jax import assemble, config as config_lib, run_directory
+from swerl_jax import assemble, command_line, config as config_lib, run_directory
+from swerl_jax.data import remote
 from swerl_jax.data.shards import open_examples, write_examples
 
 CONFIG = config_lib.update(config_lib.default(), {"rl.steps": 3, "eval.pass_k": (1,)})
@@ -103,3 +104,23 @@ def test_a_set_up_error_leaves_the_directory_free(tmp_path):
         assert done.returncode == 2 and "engine.devices is 3" in done.stderr
     done = small.run(config, workdir, "--config.sft.steps=1", "--config.rl.steps=0")
     assert done.returncode == 0, done.stderr
+
+
+def _of(module, name, **attributes):
+    """An error of a package that need not be here."""
+    error = type(name, (OSError,), {"__module__": module})("it failed")
+    for key, value in attributes.items():
+        setattr(error, key, value)
+    return error
+
+
+@pytest.mark.parametrize(("error", "is_outage"), [
+    (ConnectionResetError("gone"), True), (TimeoutError("late"), True), (FileNotFoundError("x"), False), (ValueError("x"), False),
+    (OSError("Forbidden"), False), (_of("gcsfs.retry", "HttpError", code=503), True), (_of("gcsfs.retry", "HttpError", code=403), False),
+    (_of("aiohttp.client_exceptions", "ClientConnectorError"), True), (_of("google.auth.exceptions", "TransportError"), True),
+    (_of("google.auth.exceptions", "DefaultCredentialsError"), False)])
+def test_an_outage_is_no_wrong_setting(error, is_outage):
+    """What fails for the time being ends with a traceback and is tried again; the rest with exit code 2, and is not."""
+    assert remote.is_outage(error) == is_outage
+    with pytest.raises(type(error) if is_outage else SystemExit), command_line.readable_errors():
+        raise error

@@ -102,7 +102,8 @@ def test_files_go_to_the_bucket_and_come_from_it(bucket, monkeypatch):
         (one.local / name).parent.mkdir(exist_ok=True)
         (one.local / name).write_text(text)
     one.push()
-    assert list(bucket.objects) == [f"runs/x/{name}" for name in ("rollouts/1", "tasks/a", "config.json", "metrics.jsonl")]
+    assert sorted(list(bucket.objects)[:2]) == ["runs/x/rollouts/1", "runs/x/tasks/a"]
+    assert list(bucket.objects)[2:] == ["runs/x/config.json", "runs/x/metrics.jsonl"], "last what says that all is there"
     generations = {name: generation for name, (_, generation) in bucket.objects.items()}
     with open(one.local / "metrics.jsonl", "a") as file:
         file.write("2\n")
@@ -114,9 +115,17 @@ def test_files_go_to_the_bucket_and_come_from_it(bucket, monkeypatch):
     assert other.place == RUN and sorted(path.name for path in other.local.rglob("*")) == ["a", "config.json", "tasks"]
     other.push()
     assert "runs/x/metrics.jsonl" in bucket.objects, "what was not fetched is not deleted"
+    for path in one.local.glob("*.json*"):
+        path.unlink()
+    one.push()
+    assert {"runs/x/config.json", "runs/x/metrics.jsonl"} <= bucket.objects.keys(), "a copy that someone cleared clears nothing"
+    bucket.objects["runs/y/model/config.json"] = bucket.objects["runs/x/config.json"]
+    begun = mirror.Mirror("gs://bucket/runs/y")
+    begun.pull_run()
+    assert not list(begun.local.iterdir()), "what a start left that never was a run"
     assert other.named(f"see {other.local}/table.md") == f"see {RUN}/table.md"
     with pytest.raises(ValueError, match="gs://nobucket/x cannot be read"):
-        mirror.Mirror("gs://nobucket/x").pull()
+        mirror.Mirror("gs://nobucket/x").pull_run()
     with pytest.raises(ValueError, match="checkpoints are written nowhere else"):
         mirror.Mirror("s3://bucket/x")
     monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)

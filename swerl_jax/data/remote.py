@@ -13,11 +13,20 @@ import tempfile
 import fsspec
 
 CACHE = "SWERL_JAX_CACHE"  # environment variable: the directory of the copies
+_REFUSALS = (400, 401, 403, 404)  # codes of HTTP
 
 
 def is_remote(url: str) -> bool:
     """Whether `url` names a scheme (`gs://…`); a plain path is a file here."""
     return "://" in url
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a network or a service failed, so that the same may succeed later, and not what was asked for is wrong."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    is_of_a_service = type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google", "requests")
+    return is_of_a_service and type(error).__name__ != "DefaultCredentialsError" and getattr(error, "code", 0) not in _REFUSALS
 
 
 def cache() -> pathlib.Path:
@@ -29,7 +38,7 @@ def find(url: str) -> list[str]:
     """The URLs of the file, of the files in the directory, or of those that fit the pattern, sorted; none: [].
 
     Raises:
-      ValueError: the place cannot be reached.
+      ValueError: the place cannot be reached; an outage (see is_outage) as it came.
     """
     try:
         files, path = fsspec.core.url_to_fs(url)
@@ -38,6 +47,8 @@ def find(url: str) -> list[str]:
         else:
             found = files.glob(path) if any(c in path for c in "*?[") else [path] * files.exists(path)
     except Exception as error:  # every file system has errors of its own
+        if is_outage(error):
+            raise
         raise ValueError(f"{url} cannot be reached: {error}") from error
     return sorted(files.unstrip_protocol(name) for name in found)
 
@@ -48,7 +59,7 @@ def local_copy(url: str) -> str:
     A remote file that changes gets another copy. Copies lie in `cache()`; what is no longer wanted there may be deleted.
 
     Raises:
-      ValueError: the file cannot be read, or came shorter than it is.
+      ValueError: the file cannot be read, or came shorter than it is; an outage (see is_outage) as it came.
     """
     try:
         files, path = fsspec.core.url_to_fs(url)
@@ -66,5 +77,7 @@ def local_copy(url: str) -> str:
                 raise OSError(f"of its {size} bytes {os.path.getsize(partial)} came; try again")
             os.replace(partial, copy)
     except Exception as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{url} cannot be copied to this machine: {error}") from error
     return str(copy)

@@ -154,7 +154,7 @@ class Loop:
           ValueError: there are checkpoints and none is good.
         """
         step = self._checkpoints.latest_good()
-        if step is None and self._checkpoints.steps():
+        if step is None and any(self._checkpoints.steps()):  # one of step 0 that was not finished is made again
             raise ValueError(f"no good checkpoint in {self._checkpoints.directory}: nothing to resume; start the run again "
                              "in another --workdir")
         for log in (self._metrics, self._rollouts, self._evaluations):

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 
 from swerl_jax.data import files
+from swerl_jax.data.remote import is_outage
 
 try:
     import google_crc32c
@@ -60,7 +61,8 @@ def write(directory: str | os.PathLike[str], count: int) -> None:
 def find_fault(directory: str | os.PathLike[str], index: int = 0, count: int = 1) -> str | None:
     """Why a step is not good: no manifest, or files missing, cut or changed; None if it is good.
 
-    Of `count` processes the one with `index` reads its share of the files only.
+    Of `count` processes the one with `index` reads its share of the files only. An outage (see remote.is_outage) says nothing
+    about the step and is raised.
     """
     try:
         manifest = files.read_json(f"{directory}/{NAME}")
@@ -68,6 +70,8 @@ def find_fault(directory: str | os.PathLike[str], index: int = 0, count: int = 1
     except FileNotFoundError:
         return "it has no manifest (the save was interrupted before it was complete)"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if is_outage(error):
+            raise
         return f"its manifest cannot be read ({error!r})"
     found, names = _files(directory), sorted(expected)[index::count]
     with concurrent.futures.ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock

@@ -20,6 +20,8 @@ import numpy as np
 from jax._src import distributed  # its client is the only way to wait with a deadline
 from jax.experimental import multihost_utils
 
+from swerl_jax.data.remote import is_outage
+
 T = TypeVar("T")
 
 AUTO, NONE = "auto", "none"
@@ -77,7 +79,7 @@ class Processes:
 
         Raises:
           What `work` raised. StopRequested: it did on another process. ValueError: `work` found a set-up wrong (a ValueError
-          or OSError) on another. ProcessError: it failed otherwise on another, or another did not come, or to another place.
+          or OSError, but for outages) on another. ProcessError: it failed otherwise on another, or another did not come, or to another place.
         """
         if self.count == 1:
             return [work()]
@@ -88,7 +90,7 @@ class Processes:
             error = raised
         reports = self._meet(_Report(
             name, len(value), f"{type(error).__name__}: {error}" if error else "", isinstance(error, StopRequested),
-            isinstance(error, ValueError | OSError), value if len(value) <= _SMALL_BYTES else b""))
+            isinstance(error, ValueError | OSError) and not is_outage(error), value if len(value) <= _SMALL_BYTES else b""))
         self._raise_faults(reports, error)
         sizes = [report.size for report in reports]
         values = [report.value for report in reports] if max(sizes) <= _SMALL_BYTES else _gather(value, sizes)
