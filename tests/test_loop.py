@@ -166,6 +166,17 @@ def test_stopped_at_every_place(whole, tmp_path, stop_at):
     assert float(state.params["w"]) == read_metrics(whole / "metrics.jsonl")[-1]["loss"]
 
 
+def test_a_first_checkpoint_that_was_not_finished_is_made_again(whole, tmp_path):
+    """Killed between the commit of step 0 and its manifest: nothing is lost, for nothing was learnt."""
+    directory = tmp_path / "run"
+    with pytest.raises(StopRequested):
+        run(*make(directory, stop_at=2)[:2], False)
+    assert Checkpoints.open(directory).steps() == [0]
+    (directory / "checkpoints/step_000000/manifest.json").unlink()
+    run(*make(directory)[:2], True)
+    assert contents(directory) == contents(whole)
+
+
 def test_looks_are_counted_right(tmp_path):
     """27 looks at the signal in all: so the range above leaves none out."""
     loop, checkpoints, stop = make(tmp_path)
