@@ -4,7 +4,7 @@
 # Sources: cloud.google.com/tpu/docs/{v5p,v5e,v6e,runtimes}, cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
 # An accelerator type counts chips, on v5p TensorCores (two a chip). A slice of several hosts has 4 chips on each; a v5e or
 # v6e slice of one host has 1, 4 or 8. On Compute Engine 2x4 is one host of 8; on GKE it may also be two hosts of 4.
-# The planner knows the same names, with as many hosts: swerl_jax/policy/chips.py.
+# The planner knows the same names, with as many hosts (of several slices of 2x4, two each): swerl_jax/policy/chips.py.
 
 FLAT_SHAPES="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 SMALL_CUBES="2x2x1 2x2x2 2x2x4 2x4x4"

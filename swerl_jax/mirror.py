@@ -26,8 +26,7 @@ CONFIG_NAME = "config.json"
 MODEL_NAME = "model"  # what a run keeps of the model that it began with, see `origin`
 TASKS_NAME = "tasks"
 TOKENIZER_PATH = pathlib.Path("tokenizer", "sentencepiece.model")  # in a run that trained it
-WHAT_IT_IS = (CONFIG_NAME, MODEL_NAME, TASKS_NAME, TOKENIZER_PATH.parts[0])  # what a run tells whoever uses or continues it
-
+WHAT_IT_IS = (MODEL_NAME, TASKS_NAME, TOKENIZER_PATH.parts[0])  # what, beside its settings, whoever uses a run must have
 _REPLACED = ("evaluations/", "rollouts/")
 _UPLOADS = 8  # at a time
 

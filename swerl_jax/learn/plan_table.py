@@ -54,8 +54,8 @@ def _advice(plan: Plan) -> list[str]:
     if are_weights_large and copy.wider:
         hosts = _hosts(-(-copy.wider // plan.topology.chips_per_host))
         remedies.append(f"--config.engine.devices={copy.wider} lays them over {hosts}")
-    return [f"{_place(plan)} cannot hold {_copied(plan)}, of the engine's weights, {cache:.4g} GiB of K/V cache, {others:.4g} GiB of the "
-            "learner's parameters and optimiser, and what is computed with them" + (": " + ", ".join(remedies) if remedies else "")]
+    return [f"{_place(plan)} cannot hold {_copied(plan)}, of the engine's weights, {cache:.4g} GiB of K/V cache, {others:.4g} GiB "
+            "of the learner's parameters and optimiser, and what is computed with them" + (": " + ", ".join(remedies) if remedies else "")]
 
 
 def _is_timed(plan: Plan) -> bool:

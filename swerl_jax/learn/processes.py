@@ -79,7 +79,8 @@ class Processes:
 
         Raises:
           What `work` raised. StopRequested: it did on another process. ValueError: `work` found a set-up wrong (a ValueError
-          or OSError, but for outages) on another. ProcessError: it failed otherwise on another, or another did not come, or to another place.
+          or OSError, but for outages) on another. ProcessError: it failed otherwise on another, or another did not come, or to
+          another place.
         """
         if self.count == 1:
             return [work()]

@@ -2,9 +2,8 @@
 
 On the path: learner's parameters → here → engine's weights. Every team holds whole weights, cut over its own devices alone,
 so that it prefills and decodes without waiting for other teams; only taking new weights is done by all at once, over the
-devices of all, in the form and the layout in which they are kept. What runs on
-devices of several processes must be started by each of them: the leader of a team tells the others what it is about to run,
-and they run the same.
+devices of all, in the form and the layout in which they are kept. What runs on devices of several processes must be started by
+each of them: the leader of a team tells the others what it is about to run, and they run the same.
 """
 
 from __future__ import annotations
